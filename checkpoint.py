@@ -1,0 +1,129 @@
+"""Read checkpoints: our own, and the whole pickled modules of the published implementation, without running their code.
+
+A checkpoint of ours is {model, model_args, args, step, metrics, versions, resume}, tensors and plain values only:
+`model` is the flat state_dict that predicts, `model_args` builds the network, `args["classes"]` names its classes.
+"""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model import DANN
+from utils import UserError, read_json
+
+KEYS = {"model", "model_args", "args", "step", "metrics", "versions", "resume"}
+
+
+class PickledModule:
+    """Stand-in for each module class that a published file names: it only holds the attributes, it runs nothing."""
+
+    _parameters: dict[str, Tensor]
+    _buffers: dict[str, Tensor]
+    _modules: dict[str, "PickledModule"]
+
+
+# What the published files name, and nothing else; `src.dann.CNNModel` is their own class (torch 1.12).
+PUBLISHED_CLASSES = ["src.dann.CNNModel"] + [f"torch.nn.modules.{name}" for name in (
+    "container.Sequential", "conv.Conv2d", "batchnorm.BatchNorm2d", "batchnorm.BatchNorm1d", "pooling.MaxPool2d",
+    "activation.ReLU", "dropout.Dropout2d", "dropout.Dropout", "linear.Linear")]
+PUBLISHED_PARTS = {"feature": "feature_extractor", "class_classifier": "label_classifier",
+                   "domain_classifier": "domain_classifier"}
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """File behind `--checkpoint`: a file itself; of a run folder the selected one, else last.pt.
+
+    Raises UserError when nothing is there.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"--checkpoint {path} does not exist; name a run folder or a checkpoint file.")
+    names = []
+    if (path / "result.json").is_file():
+        names.append(str(read_json(path / "result.json").get("checkpoint", "last.pt")))
+    for name in [*names, "last.pt"]:
+        if (path / name).is_file():
+            return path / name
+    alone = sorted(path.glob("*.pt"))
+    if len(alone) == 1:
+        return alone[0]
+    there = ", ".join(file.name for file in alone) or "no .pt file"
+    raise UserError(f"--checkpoint {path} holds no last.pt ({there}); name one checkpoint file.")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours or of the published implementation into our format, on the CPU.
+
+    Only tensors and plain values are read. Raises UserError for a file that is damaged, names any other class, or is
+    no checkpoint of this program.
+    """
+    try:
+        with torch.serialization.safe_globals([(PickledModule, name) for name in PUBLISHED_CLASSES]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} holds more than tensors and plain values and was not read ({_first_reason(error)}); "
+                        "use a checkpoint of train.py or of download.sh.") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile,
+            IndexError, AssertionError) as error:
+        raise UserError(f"{path} is not a readable checkpoint ({_first_reason(error)}); "
+                        "fetch or train it again.") from error
+    if isinstance(content, PickledModule):
+        return _from_published(path, content)
+    if not isinstance(content, dict) or not KEYS <= set(content):
+        raise UserError(f"{path} is not a checkpoint of this program; use one of train.py or of download.sh.")
+    return content
+
+
+def _first_reason(error: Exception) -> str:
+    """The line of torch's message that names the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if "GLOBAL" in line or "Unsupported" in line or "nsupported" in line]
+    return (named or lines or [type(error).__name__])[0][:160].rstrip(".:")
+
+
+def _flatten(module: PickledModule, prefix: str) -> dict[str, Tensor]:
+    """Tensors of a stand-in, children numbered in their order: the state_dict of our nn.Sequential."""
+    named = {**module._parameters, **module._buffers}
+    tensors = {prefix + name: value.detach() for name, value in named.items() if value is not None}
+    for i, child in enumerate(module._modules.values()):
+        tensors.update(_flatten(child, f"{prefix}{i}."))
+    return tensors
+
+
+def _from_published(path: Path, module: PickledModule) -> dict[str, Any]:
+    try:
+        state: dict[str, Tensor] = OrderedDict()
+        for theirs, ours in PUBLISHED_PARTS.items():
+            state.update(_flatten(module._modules[theirs], f"{ours}."))
+        num_classes = int(state["label_classifier.7.weight"].shape[0])
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{path} is a pickled module of another architecture than the published one; "
+                        "use a checkpoint of train.py or of download.sh.") from error
+    return {
+        "model": state, "model_args": {"num_classes": num_classes, "arch": "published", "size": 28},
+        "args": {"classes": [str(k) for k in range(num_classes)]},
+        "step": 0, "metrics": {}, "versions": {}, "resume": None,
+    }
+
+
+def build_network(path: Path, checkpoint: dict[str, Any], device: torch.device) -> tuple[DANN, list[str]]:
+    """Network of a checkpoint in evaluation mode on `device`, and its class names.
+
+    Raises UserError when the weights do not fit the architecture that the file states.
+    """
+    try:
+        net = DANN(**checkpoint["model_args"])
+        net.load_state_dict(checkpoint["model"])
+        classes = [str(name) for name in checkpoint["args"]["classes"]]
+        if len(classes) != checkpoint["model_args"]["num_classes"]:
+            raise ValueError(f"{len(classes)} class names for {checkpoint['model_args']['num_classes']} classes")
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: the weights do not fit the network that the file states "
+                        f"({_first_reason(error)}); train or fetch it again.") from error
+    return net.to(device).eval(), classes

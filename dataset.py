@@ -1,0 +1,291 @@
+"""Domains on disk -> uint8 tensors -> batches.
+
+Layout: `data_root/<domain>/<split>.csv` with columns image_name,label and the images in `data_root/<domain>/data/`.
+Images right in `data_root/<domain>/`, in `<domain>/<split>/` or one folder per class are found too. Every image is
+decoded once, into one contiguous uint8 tensor [N, H, W, 3]; a batch of it, permuted, is channels_last at no cost.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from utils import Progress, UserError
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+MAX_PIXELS = 50_000_000  # a larger image is taken for a decompression bomb
+
+
+@dataclass
+class Listing:
+    """Images of one split before they are read: names as the CSV has them, their files, and the labels as text."""
+
+    origin: Path  # the CSV or folder, for messages
+    names: list[str]
+    paths: list[Path]
+    labels: list[str] | None
+
+
+@dataclass
+class Domain:
+    """One split in memory: images uint8 [N, H, W, 3], labels int64 [N] or None, names [N]."""
+
+    images: Tensor
+    labels: Tensor | None
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+# Finding images
+
+
+def is_image(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Every image below `folder`, sorted by its relative name; links to folders are not followed."""
+    found = [Path(root, name) for root, _, files in os.walk(folder) for name in files if is_image(Path(name))]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def domain_folder(data_root: Path, domain: str) -> Path:
+    """Folder of a domain; UserError that names what stands there instead when it is missing."""
+    folder = data_root / domain
+    if folder.is_dir():
+        return folder
+    if not data_root.is_dir():
+        raise UserError(f"--data_root {data_root} is not a folder; name the folder that holds the domains.")
+    there = ", ".join(sorted(entry.name for entry in data_root.iterdir() if entry.is_dir())) or "no folder at all"
+    raise UserError(f"domain folder {folder} does not exist; --data_root {data_root} holds: {there}.")
+
+
+def list_split(data_root: Path, domain: str, split: str, with_labels: bool) -> Listing | None:
+    """List a split of a domain without opening an image; None where the split does not exist.
+
+    `<split>.csv` comes first; without it `<domain>/<split>/`; without that, `train` is every image of the domain that
+    no other split lists. `with_labels=False` never reads the label column, nor the names of class folders.
+    Raises UserError for a missing domain or a CSV that is not usable.
+    """
+    folder = domain_folder(data_root, domain)
+    csv = folder / f"{split}.csv"
+    if csv.is_file():
+        return list_csv(csv, with_labels)
+    if (folder / split).is_dir():
+        return list_folder(folder / split, with_labels)
+    if split != "train":
+        return None
+    home = folder / "data" if (folder / "data").is_dir() else folder
+    listing = list_folder(home, with_labels)
+    others = [list_split(data_root, domain, other, False) for other in ("val", "test")]
+    taken = {path for other in others if other for path in other.paths}
+    keep = [i for i, path in enumerate(listing.paths) if path not in taken]
+    labels = [listing.labels[i] for i in keep] if listing.labels is not None else None
+    return Listing(listing.origin, [listing.names[i] for i in keep], [listing.paths[i] for i in keep], labels)
+
+
+def list_folder(folder: Path, with_labels: bool) -> Listing:
+    """List the images below `folder`; with labels, each image's class is the first folder on its way."""
+    paths = find_images(folder)
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    if not paths:
+        raise UserError(f"{folder} holds no image; put images ({', '.join(sorted(EXTENSIONS))}) there.")
+    if not with_labels:
+        return Listing(folder, names, paths, None)
+    loose = next((name for name in names if "/" not in name), None)
+    return Listing(folder, names, paths, None if loose else [name.split("/")[0] for name in names])
+
+
+def list_csv(csv: Path, with_labels: bool) -> Listing:
+    """List the rows of a CSV; labels stay None where they are not asked for or the column is missing."""
+    wanted = {"image_name", "label"} if with_labels else {"image_name"}
+    try:
+        table = pd.read_csv(csv, usecols=lambda column: column.strip() in wanted, dtype=str, keep_default_na=False,
+                            encoding="utf-8-sig", skipinitialspace=True)
+    except (ValueError, OSError) as error:  # pandas' parser errors and undecodable text are ValueErrors
+        raise UserError(f"{csv} is not readable as CSV ({error}); its first line must be image_name,label.") from error
+    table.columns = table.columns.str.strip()
+    if "image_name" not in table:
+        raise UserError(f"{csv} has no column image_name; its first line must be image_name,label.")
+    if table.empty:
+        raise UserError(f"{csv} lists no image; add rows or remove the file.")
+    names = table["image_name"].str.strip().tolist()
+    paths = [resolve_image(csv, row, name) for row, name in enumerate(names, start=2)]
+    labels = table["label"].str.strip().tolist() if "label" in table else None
+    if labels is not None and "" in labels:
+        row = labels.index("")
+        raise UserError(f"{csv} row {row + 2}: no label for {names[row]}; fill it in or remove the row.")
+    return Listing(csv, names, paths, labels)
+
+
+def resolve_image(csv: Path, row: int, name: str) -> Path:
+    """File of an image named in a CSV; UserError for a name that is empty or leads out of the domain's folder."""
+    relative = Path(name)
+    if not name or relative.is_absolute() or ".." in relative.parts:
+        raise UserError(f"{csv} row {row}: image_name {name!r} must be a path inside {csv.parent / 'data'}.")
+    for home in (csv.parent / "data", csv.parent / csv.stem):
+        if home.is_dir():
+            return home / relative
+    return csv.parent / relative
+
+
+# Labels
+
+
+def canonical(label: str) -> str:
+    """A label as text: '3', '3.0' and '03' are the same class, anything else is itself."""
+    try:
+        value = float(label)
+    except ValueError:
+        return label
+    return str(int(value)) if value.is_integer() else label
+
+
+def class_names(labels: Sequence[str]) -> list[str]:
+    """Sorted names of the classes that occur; whole numbers in numerical order."""
+    names = {canonical(label) for label in labels}
+    if all(name.lstrip("-").isdigit() for name in names):
+        return sorted(names, key=int)
+    return sorted(names)
+
+
+def encode_labels(listing: Listing, classes: list[str]) -> Tensor | None:
+    """Class indices int64 [N] of a listing, None where it has no labels; UserError for a label outside `classes`."""
+    if listing.labels is None:
+        return None
+    index = {name: i for i, name in enumerate(classes)}
+    codes = [index.get(canonical(label), -1) for label in listing.labels]
+    if -1 in codes:
+        i = codes.index(-1)
+        raise UserError(
+            f"{listing.origin} row {i + 2} ({listing.names[i]}): label {listing.labels[i]!r} is not among the classes "
+            f"of the labelled domain ({', '.join(classes)}); mend the label or remove the row.")
+    return torch.tensor(codes)
+
+
+# Reading images
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode as RGB: 16 bits scaled to 8, transparency over white, EXIF rotation undone."""
+    if image.mode.startswith("I") or image.mode == "F":
+        wide = np.asarray(image, dtype=np.float32)
+        scale = 257 if wide.max() > 255 else 1  # 65535 -> 255
+        image = Image.fromarray((wide / scale).clip(0, 255).astype(np.uint8))
+    elif "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layer)
+    if "exif" in image.info:
+        ImageOps.exif_transpose(image, in_place=True)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def read_image(path: Path, size: int) -> np.ndarray | str:
+    """One image as uint8 [size, size, 3], or in words why it is unreadable."""
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}"
+            rgb = to_rgb(image)
+            return np.asarray(rgb if rgb.size == (size, size) else rgb.resize((size, size), Image.Resampling.BILINEAR))
+    except FileNotFoundError:
+        return "no such file"
+    except PermissionError:
+        return "no permission to read it"
+    except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
+        return f"not a readable image ({type(error).__name__})"
+
+
+def read_images(paths: Sequence[Path], size: int, workers: int = 0, label: str = "") -> tuple[Tensor, dict[int, str]]:
+    """Decode images, each once, on `workers` threads (0: one per core).
+
+    Returns uint8 [N, size, size, 3] and, by index, why an image could not be read; its pixels are then 0.
+    `label` names the progress bar; without one there is none.
+    """
+    pixels = torch.zeros(len(paths), size, size, 3, dtype=torch.uint8)
+    view = pixels.numpy()
+    unreadable: dict[int, str] = {}
+    progress = Progress(len(paths), label, "images") if label else None
+
+    def read_chunk(start: int) -> int:
+        stop = min(start + 512, len(paths))
+        for i in range(start, stop):
+            image = read_image(paths[i], size)
+            if isinstance(image, str):
+                unreadable[i] = image
+            else:
+                view[i] = image
+        return stop - start
+
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        for count in pool.map(read_chunk, range(0, len(paths), 512)):
+            if progress:
+                progress.update(count)
+    if progress:
+        progress.close()
+    return pixels, dict(sorted(unreadable.items()))
+
+
+def read_domain(listing: Listing, classes: list[str] | None, size: int, workers: int, label: str = "") -> Domain:
+    """Read a listing into memory; labels are encoded where `classes` is given.
+
+    Raises UserError naming the row when a listed image is absent or unreadable: training on part of a set unawares
+    is worse than no training.
+    """
+    labels = encode_labels(listing, classes) if classes else None
+    images, unreadable = read_images(listing.paths, size, workers, label)
+    if unreadable:
+        i, why = next(iter(unreadable.items()))
+        row = f" row {i + 2}" if listing.origin.suffix == ".csv" else ""
+        more = f" ({len(unreadable)} such images in all)" if len(unreadable) > 1 else ""
+        raise UserError(f"{listing.origin}{row}: {listing.paths[i]}: {why}{more}; restore the image or remove the row.")
+    return Domain(images, labels, listing.names)
+
+
+# Batches
+
+
+class Batches:
+    """Endless shuffled batches of a domain; the batch of a step is a pure function of (seed, step).
+
+    Each pass over the domain is a fresh permutation and a batch may span two passes, so that every image is drawn
+    exactly once a pass and no batch is ever short. `stream` keeps two domains of one run apart.
+    """
+
+    def __init__(self, domain: Domain, batch_size: int, seed: int, stream: int, device: torch.device) -> None:
+        self.images = domain.images.to(device)
+        self.labels = domain.labels.to(device) if domain.labels is not None else None
+        self.batch_size, self.seed, self.stream, self.device = batch_size, seed, stream, device
+        self.passes: dict[int, Tensor] = {}
+
+    def permutation(self, number: int) -> Tensor:
+        """Order of pass `number`: int64 [N]."""
+        if number not in self.passes:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number * 16 + self.stream) % 2**63)
+            self.passes = {k: v for k, v in self.passes.items() if k >= number - 1}
+            self.passes[number] = torch.randperm(len(self.images), generator=generator).to(self.device)
+        return self.passes[number]
+
+    def indices(self, step: int) -> Tensor:
+        """Row numbers of the batch of `step`: int64 [B]."""
+        position, parts, missing = step * self.batch_size, [], self.batch_size
+        while missing:
+            number, offset = divmod(position, len(self.images))
+            parts.append(self.permutation(number)[offset : offset + missing])
+            position += len(parts[-1])
+            missing -= len(parts[-1])
+        return torch.cat(parts)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Images uint8 [B, 3, H, W] (channels_last) and labels int64 [B], or None, of `step`."""
+        rows = self.indices(step)
+        return self.images[rows].permute(0, 3, 1, 2), self.labels[rows] if self.labels is not None else None

@@ -1,0 +1,133 @@
+"""Domain-adversarial network: feature extractor, label classifier, domain classifier, gradient reversal, schedules.
+
+Glossary, symbol of arXiv 1505.07818 -> name here (section):
+
+    G_f(x; theta_f)   net.feature_extractor   (4.2)   images [B, 3, H, W] -> features [B, F]
+    G_y(f; theta_y)   net.label_classifier    (4.2)   features [B, F] -> logits [B, K]
+    G_d(f; theta_d)   net.domain_classifier   (4.2)   features [B, F] -> logits [B, 2]
+    R(x)              reverse_gradient        (4.2)   identity forwards, -lambda_p times the gradient backwards
+    lambda_p          lambda_schedule(p)      (5.2.2) 2 / (1 + exp(-10 p)) - 1
+    mu_p              learning_rate(p)        (5.2.2) ours is one-cycle with AdamW, see there
+    p                 step / total_steps      (5.2.2) training progress, 0..1
+    L_y, L_d          cross-entropies in train.py     (4.1)
+    d_i               SOURCE = 0, TARGET = 1  (4.1)
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+SOURCE, TARGET = 0, 1
+ARCHITECTURES = ("small", "published")
+
+
+class _ReverseGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, lambda_p: float) -> Tensor:
+        ctx.lambda_p = lambda_p
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return -ctx.lambda_p * grad, None
+
+
+def reverse_gradient(x: Tensor, lambda_p: float) -> Tensor:
+    """Return `x` unchanged; the gradient that flows back through it is multiplied by -lambda_p.
+
+    x: any shape. lambda_p: >= 0. Source: arXiv 1505.07818, section 4.2, equations 16 and 17.
+    """
+    return _ReverseGradient.apply(x, lambda_p)
+
+
+def lambda_schedule(p: float) -> float:
+    """Weight of the reversed gradient at progress `p` in 0..1: 0 at the start, 0.9999 at the end.
+
+    2 / (1 + exp(-10 p)) - 1. Source: arXiv 1505.07818, section 5.2.2.
+    """
+    return 2.0 / (1.0 + math.exp(-10.0 * p)) - 1.0
+
+
+def learning_rate(p: float, peak: float, warmup: float = 0.1) -> float:
+    """One-cycle learning rate at progress `p` in 0..1: linear from peak/25 over `warmup`, then a cosine to peak/1e4.
+
+    Source: Smith & Topin, arXiv 1708.07120 (the paper of DANN decays 0.01 / (1 + 10 p)^0.75 with momentum 0.9 instead).
+    """
+    if p < warmup:
+        return peak * (1 / 25 + (1 - 1 / 25) * p / warmup)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * (p - warmup) / (1.0 - warmup)))
+    return peak * (1e-4 + (1 - 1e-4) * cosine)
+
+
+class DANN(nn.Module):
+    """G_f, G_y and G_d of one run, with the preprocessing of their input.
+
+    arch: `small`, ours, takes any image size; `published`, the public implementation's, takes 28x28 only.
+    Raises ValueError for an unknown `arch` or a size that it does not take.
+    """
+
+    def __init__(self, num_classes: int = 10, arch: str = "small", size: int = 28) -> None:
+        super().__init__()
+        if arch not in ARCHITECTURES:
+            raise ValueError(f"arch {arch!r} is not one of {', '.join(ARCHITECTURES)}")
+        if arch == "published" and size != 28:
+            raise ValueError(f"arch published takes images of 28x28, not {size}x{size}")
+        self.arguments = {"num_classes": num_classes, "arch": arch, "size": size}
+        build = _small if arch == "small" else _published
+        self.feature_extractor, self.label_classifier, self.domain_classifier = build(num_classes)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Images uint8 [B, 3, H, W], or float of the same values 0..255, -> network input float32 [B, 3, H, W] in -1..1.
+
+        The one preprocessing of training, evaluation, prediction and figures.
+        """
+        return images.to(torch.float32) / 127.5 - 1.0
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images uint8 [B, 3, H, W] -> features [B, F]."""
+        return self.feature_extractor(self.preprocess(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images uint8 [B, 3, H, W] -> label logits [B, K]."""
+        return self.label_classifier(self.features(images))
+
+
+def _published(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
+    """The public implementation's layers; see DESIGN in README, "Deviations". F = 800."""
+    feature_extractor = nn.Sequential(
+        nn.Conv2d(3, 64, 5), nn.BatchNorm2d(64), nn.MaxPool2d(2), nn.ReLU(),                       # [B, 64, 12, 12]
+        nn.Conv2d(64, 50, 5), nn.BatchNorm2d(50), nn.Dropout2d(), nn.MaxPool2d(2), nn.ReLU(),      # [B, 50, 4, 4]
+        nn.Flatten(),                                                                              # [B, 800]
+    )
+    label_classifier = nn.Sequential(
+        nn.Linear(800, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Dropout(),
+        nn.Linear(100, 100), nn.BatchNorm1d(100), nn.ReLU(),
+        nn.Linear(100, num_classes),
+    )
+    domain_classifier = nn.Sequential(nn.Linear(800, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 2))
+    return feature_extractor, label_classifier, domain_classifier
+
+
+def _small(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
+    """Ours: 3x3 convolutions, pooling ahead of BatchNorm and ReLU (a quarter of their work), global pooling. F = 96."""
+
+    def block(c_in: int, c_out: int, pool: bool) -> list[nn.Module]:
+        layers: list[nn.Module] = [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)]
+        return layers + [nn.MaxPool2d(2)] * pool + [nn.BatchNorm2d(c_out), nn.ReLU()]
+
+    feature_extractor = nn.Sequential(
+        *block(3, 32, pool=True),      # [B, 32, H/2, W/2]
+        *block(32, 64, pool=True),     # [B, 64, H/4, W/4]
+        *block(64, 96, pool=False),    # [B, 96, H/4, W/4]
+        *block(96, 96, pool=False),    # [B, 96, H/4, W/4]
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),    # [B, 96]
+    )
+    label_classifier = nn.Sequential(nn.Linear(96, num_classes))
+    domain_classifier = nn.Sequential(nn.Linear(96, 256), nn.ReLU(), nn.Linear(256, 2))
+    return feature_extractor, label_classifier, domain_classifier

@@ -1,0 +1,211 @@
+"""Compare runs, and rebuild the README's tables from results/*.json.
+
+    python report.py runs/source_usps_paper_seed0 runs/dann_usps_paper_seed0 [--out_path curves.png]
+    python report.py --readme README.md
+    python report.py --add runs/dann_usps_paper_seed0
+
+The first prints a table of the runs named, with the arguments in which they differ, and draws their curves into one
+figure where --out_path is given. The second rewrites what stands between the README's `results` markers; --check only
+says whether it would change. The third copies a finished run's result.json to results/<run name>.json.
+"""
+
+import argparse
+import math
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from plots import draw_curves
+from utils import Parser, UserError, atomic_path, read_json, read_metrics, run_script, write_json
+
+RESULTS = Path(__file__).resolve().parent / "results"
+BEGIN, END = "<!-- results: begin, by report.py -->", "<!-- results: end -->"
+MODES, TARGETS = ("source", "dann", "target"), ("svhn", "usps")
+
+# Accuracy on the target's val set as the public implementation's README states it: the best epoch by target labels.
+PUBLISHED = {("source", "svhn"): 0.33940, ("source", "usps"): 0.73522, ("dann", "svhn"): 0.41745,
+             ("dann", "usps"): 0.82392, ("target", "svhn"): 0.93466, ("target", "usps"): 0.98992}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders to compare")
+    parser.add_argument("--out_path", type=Path, metavar="PNG", help="draw the curves of the runs into this figure")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="rewrite the tables of this README")
+    parser.add_argument("--check", action="store_true", help="with --readme: change nothing, fail when it would change")
+    parser.add_argument("--add", type=Path, metavar="RUN", help="copy the result of a finished run into results/")
+    return parser
+
+
+# Comparing runs
+
+
+def shown(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def align(rows: list[list[str]]) -> str:
+    """Rows of text in columns that line up."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                     for row in rows)
+
+
+def compare(runs: list[Path]) -> str:
+    """Table of runs: accuracies, proxy A-distance, time, and the arguments in which they differ."""
+    results = {}
+    for run in runs:
+        if not (run / "result.json").is_file():
+            raise UserError(f"{run} has no result.json; name a finished run folder, or go on in it with --resume.")
+        results[run.name if sum(other.name == run.name for other in runs) == 1 else str(run)] = read_json(
+            run / "result.json")
+    every = [result["args"] for result in results.values()]
+    names = sorted(set().union(*every) - {"run_name", "save_dir"})
+    differing = [name for name in names if len({str(args.get(name)) for args in every}) > 1]
+    rows = [["run", "target val", "source val", "proxy A-dist.", "seconds", "images/s", *differing]]
+    for name, result in results.items():
+        rows.append([name, shown(result["target_val_accuracy"]), shown(result["source_val_accuracy"]),
+                     shown(result["proxy_a_distance"]["trained"], 2), f"{result['seconds']:.0f}",
+                     f"{result['images_per_second']:.0f}", *[str(result["args"].get(key)) for key in differing]])
+    text = align(rows)
+    by_mode = {result["args"]["train_mode"]: result["target_val_accuracy"] for result in results.values()}
+    if len(results) == len(by_mode) and None not in [by_mode.get("source"), by_mode.get("dann")]:
+        text += f"\nadaptation gained {by_mode['dann'] - by_mode['source']:+.4f} on the target"
+        if by_mode.get("target"):
+            text += f"; training on target labels would gain {by_mode['target'] - by_mode['source']:+.4f}"
+    return text
+
+
+# The README's tables
+
+
+def read_results(folder: Path) -> dict[tuple[str, str, str, str], list[dict[str, Any]]]:
+    """Results of training runs by (recipe, arch, mode, target), each sorted by seed."""
+    cells = defaultdict(list)
+    for file in sorted(folder.glob("*.json")):
+        result = read_json(file)
+        if "train_mode" in result.get("args", {}):
+            args = result["args"]
+            cells[args["recipe"], args["arch"], args["train_mode"], args["target_file"]].append(result)
+    return {key: sorted(found, key=lambda result: result["seed"]) for key, found in cells.items()}
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Mean and sample standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+def accuracy_cell(results: list[dict[str, Any]]) -> str:
+    values = [result["target_val_accuracy"] for result in results]
+    return f"{spread(values)} (worst {min(values):.3f})"
+
+
+def accuracy_table(cells: dict[tuple[str, str, str, str], list[dict[str, Any]]]) -> list[str]:
+    """A row per recipe, network and mode; the published numbers above their like."""
+    sizes: dict[str, set[int]] = {target: set() for target in TARGETS}
+    for (_, _, _, target), results in cells.items():
+        for result in results:
+            sizes.setdefault(target, set()).add(result["images"]["target_val"])
+    heads = []
+    for target in TARGETS:
+        n = " / ".join(f"{size:,}" for size in sorted(sizes[target])) or "-"
+        heads.append(f"MNIST-M → {target.upper()}, n = {n}")
+    lines = [f"| mode | recipe, network | {heads[0]} | {heads[1]} | proxy A-distance {' / '.join(TARGETS)} | seconds | "
+             "seeds |", "|---|---|---|---|---|---|---|"]
+    groups = sorted({key[:2] for key in cells}, key=lambda key: (key[0] != "paper", key[1] != "small", key))
+    for mode in MODES:
+        lines.append(f"| {mode} | *published, best epoch by target labels* | *{PUBLISHED[mode, 'svhn']:.5f}* | "
+                     f"*{PUBLISHED[mode, 'usps']:.5f}* | | | 1 |")
+        for recipe, arch in groups:
+            found = [cells.get((recipe, arch, mode, target), []) for target in TARGETS]
+            if not any(found):
+                continue
+            both = [result for results in found for result in results]
+            distances = [[result["proxy_a_distance"]["trained"] for result in results] for results in found]
+            distance = " / ".join(spread([v for v in values if v is not None], 2) if any(
+                v is not None for v in values) else "-" for values in distances)
+            seeds = "/".join(str(len(results)) for results in found) if len(found[0]) != len(found[1]) else str(
+                len(found[0]))
+            lines.append(f"| {mode} | {recipe}, {arch} | " + " | ".join(
+                accuracy_cell(results) if results else "-" for results in found) +
+                f" | {distance} | {statistics.mean(result['seconds'] for result in both):.0f} | {seeds} |")
+    return lines
+
+
+def footnotes(cells: dict[tuple[str, str, str, str], list[dict[str, Any]]]) -> list[str]:
+    """Sampling error, machine, versions: what a reader needs to weigh the table."""
+    results = [result for found in cells.values() for result in found]
+    if not results:
+        return ["No results yet."]
+    errors = []
+    for target in TARGETS:
+        found = cells.get(("paper", "small", "dann", target))
+        if found:
+            mean = statistics.mean(result["target_val_accuracy"] for result in found)
+            n = found[0]["images"]["target_val"]
+            errors.append(f"{math.sqrt(mean * (1 - mean) / n):.3f} on {target.upper()} (n = {n:,})")
+    devices = " and ".join(sorted({result["device"] for result in results}))
+    torches = " and ".join(sorted({result["versions"]["torch"] for result in results}))
+    selects = ", ".join(sorted({result["select"] for result in results}))
+    untrained = [spread([r["proxy_a_distance"]["untrained"] for r in found], 2) for target in TARGETS
+                 if (found := cells.get(("paper", "small", "dann", target)))]
+    return [
+        "Mean ± standard deviation over the seeds and the worst seed, on the target's val set, which no choice was made "
+        f"on; checkpoint: {selects} step. Sampling error of one dann accuracy (binomial): {', '.join(errors) or '-'}.",
+        "Proxy A-distance: 2 (1 − 2 err) of a linear classifier between the domains' held-out features; 0: not to be told "
+        f"apart, 2: perfectly. Before adaptation: the `source` rows; of an untrained network: {' / '.join(untrained)}.",
+        f"Measured on {devices}, torch {torches}; every run's json, with its command, is in `results/`.",
+    ]
+
+
+def render(folder: Path = RESULTS) -> str:
+    """What stands between the markers of the README."""
+    cells = read_results(folder)
+    return "\n".join([BEGIN, *accuracy_table(cells), "", "\n\n".join(footnotes(cells)), END])
+
+
+def updated(readme: str, block: str, name: str) -> str:
+    """README text with the block between its markers replaced; UserError without the markers."""
+    before, found, rest = readme.partition(BEGIN)
+    inside, closed, after = rest.partition(END)
+    if not found or not closed:
+        raise UserError(f"{name} has no markers {BEGIN} ... {END}; put them where the table belongs.")
+    return before + block + after
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Do what the flags ask; returns `changed` for --readme and the printed table for runs."""
+    args = build_parser().parse_args(argv)
+    if not args.runs and not args.readme and not args.add:
+        raise UserError("nothing to report; name run folders, --readme FILE or --add RUN.")
+    outcome: dict[str, Any] = {}
+    if args.add:
+        result = read_json(args.add / "result.json")
+        write_json(RESULTS / f"{args.add.resolve().name}.json", result)
+        print(f"results/{args.add.resolve().name}.json")
+    if args.runs:
+        outcome["table"] = compare(args.runs)
+        print(outcome["table"])
+        if args.out_path:
+            draw_curves({run.name: read_metrics(run / "metrics.jsonl") for run in args.runs}, args.out_path)
+            print(args.out_path)
+    if args.readme:
+        if not args.readme.is_file():
+            raise UserError(f"--readme {args.readme} does not exist.")
+        old = args.readme.read_text(encoding="utf-8")
+        new = updated(old, render(), str(args.readme))
+        outcome["changed"] = new != old
+        if args.check and outcome["changed"]:
+            raise UserError(f"the tables of {args.readme} are not those of results/; run python report.py --readme "
+                            f"{args.readme}.")
+        if outcome["changed"]:
+            with atomic_path(args.readme) as part:
+                part.write_text(new, encoding="utf-8")
+        print(f"{args.readme}: {'rewritten' if outcome['changed'] else 'up to date'}")
+    return outcome
+
+
+if __name__ == "__main__":
+    run_script(main)

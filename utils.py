@@ -1,0 +1,273 @@
+"""What every script needs: errors in one sentence, seed, device, precision, atomic files, checkpoints, run log, progress."""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from tqdm import tqdm
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+class UserError(Exception):
+    """Something the user can mend: one sentence that says what is wrong, where, and what to do. Exit code 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser that opens --help with the docstring as it stands and reports a bad flag as a UserError."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)  # a mistyped flag is refused, not guessed
+        super().__init__(**kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help.")
+
+
+def bounded(kind: Callable[[str], Any], low: float, high: float = float("inf"), exclusive: bool = False) -> Any:
+    """An argparse `type` that accepts numbers of `kind` in [low, high], or (low, high] with `exclusive`."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except (ValueError, OverflowError):
+            value = float("nan")
+        if not low <= value <= high or (exclusive and value == low) or value == float("inf"):
+            whole = "a whole number" if kind is int else "a number"
+            above = f"above {low:g}" if exclusive else f"of at least {low:g}"
+            upper = "" if high == float("inf") else f" and at most {high:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {whole} {above}{upper}")
+        return value
+
+    return parse
+
+
+SEED = bounded(int, 0, 2**31 - 1)
+
+
+def run_script(main: Callable[[], dict[str, Any]]) -> NoReturn:
+    """Run a script's `main` and turn its outcome into the exit code: 0 done, 1 something left out, 2 refused or failed.
+
+    An interrupted script ends with 130, the shell's code for Ctrl-C. `main` names what it left out in `left_out`.
+    """
+    script = Path(sys.argv[0]).name
+    try:
+        outcome = main()
+    except UserError as error:
+        print(f"{script}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\n{script}: interrupted.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(2)
+    except OSError as error:  # full disk, read-only folder, vanished file
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{script}: {where}{error.strerror or error}; nothing was left half written.", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(130 if outcome.get("interrupted") else 1 if outcome.get("left_out") else 0)
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed the generators of every device so that all randomness of a step is a function of (seed, step) alone.
+
+    A resumed run then needs no generator state. The multiplier keeps the streams of neighbouring seeds apart.
+    """
+    torch.manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called `name`; `auto` is cuda, else mps, else cpu. Raises UserError when it is not there."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if not available[name]:
+        here = ", ".join(kind for kind, there in available.items() if there)
+        raise UserError(f"--device {name} is not available on this machine; use --device auto or one of: {here}.")
+    return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of the forward pass: `auto` is bfloat16 where the hardware multiplies it, else float32."""
+    if name == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:  # oneDNN emulates bfloat16 on older CPUs, slower than float32
+            probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+            native = device.type == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
+        name = "bf16" if native else "fp32"
+    return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def versions() -> dict[str, str]:
+    """Versions and machine that a result depends on."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "platform": platform.platform()}
+
+
+def describe_device(device: torch.device) -> str:
+    """Device in words: its type, the processor's name where one is known, and the thread count on the CPU."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    if device.type == "mps":
+        return "mps"
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, IndexError):
+        cpuinfo = Path("/proc/cpuinfo").read_text()
+        name = cpuinfo.split("model name")[1].split(":")[1].split("\n")[0].strip()
+    return f"cpu ({name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
+
+
+# Files
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that replaces it, flushed to disk, when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)  # mkstemp's 0600 would keep colleagues out
+        with part.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as readable JSON, whole or not at all."""
+    with atomic_path(path) as part:
+        part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON from `path`; UserError when it is absent or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); restore it or choose another run folder.") from error
+
+
+def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write a checkpoint {model, model_args, args, step, metrics, versions, resume} whole or not at all."""
+    with atomic_path(path) as part:
+        torch.save(checkpoint, part)
+
+
+# The log of a run
+
+
+class RunLog:
+    """metrics.jsonl of a run folder: one line per validation, flushed as it is written.
+
+    `keep_until` drops the lines after that step, which a resumed run will write again.
+    """
+
+    def __init__(self, path: Path, keep_until: int) -> None:
+        self.lines = [line for line in read_metrics(path) if line["step"] <= keep_until]
+        with atomic_path(path) as part:
+            part.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
+
+    def write(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl; a last line that a killed run left half written is dropped."""
+    lines = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+    return lines
+
+
+class Progress:
+    """A tqdm bar with rate and time left on a terminal; elsewhere a plain line about every `every` seconds."""
+
+    def __init__(self, total: int, label: str, unit: str, start: int = 0, every: float = 10.0) -> None:
+        self.label, self.unit, self.total, self.every = label, unit, total, every
+        self.done, self.start, self.began = start, start, time.monotonic()
+        self.printed = self.began
+        self.terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=start, desc=label, unit=unit, disable=not self.terminal, leave=False,
+                        dynamic_ncols=True, mininterval=0.2)
+
+    def update(self, count: int, note: Callable[[], str] | None = None) -> None:
+        """Advance by `count`; `note` gives further words and is only called when they are shown."""
+        self.done += count
+        now = time.monotonic()
+        if self.terminal:
+            if note and now - self.printed > 0.5:
+                self.bar.set_postfix_str(note(), refresh=False)
+                self.printed = now
+            self.bar.update(count)
+        elif now - self.printed > self.every:
+            rate = (self.done - self.start) / (now - self.began)
+            left = (self.total - self.done) / rate if rate else float("nan")
+            words = f", {note()}" if note else ""
+            print(f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, "
+                  f"{left:.0f} s left{words}", file=sys.stderr, flush=True)
+            self.printed = now
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the bar."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+class InterruptFlag:
+    """Context in which the first Ctrl-C (or SIGTERM) only raises a flag, so that a step is never cut in half.
+
+    The second Ctrl-C interrupts at once. Outside the main thread signals cannot be caught and the flag stays down.
+    """
+
+    def __init__(self) -> None:
+        self.raised = False
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "InterruptFlag":
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _catch(self, number: int, frame: Any) -> None:
+        if self.raised:
+            raise KeyboardInterrupt
+        self.raised = True
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
