@@ -47,11 +47,27 @@ RENDERED_PER_CLASS = {"train": 200, "val": 50}
 PHOTO_BANDS = {"train": (208, 640), "val": (0, 208)}
 
 FONTS = (
-    "DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSans-BoldOblique "
-    "DejaVuSansMono DejaVuSansMono-Bold DejaVuSansMono-Oblique DejaVuSansMono-BoldOblique "
-    "DejaVuSerif DejaVuSerif-Bold DejaVuSerif-Italic DejaVuSerif-BoldItalic "
-    "STIXGeneral STIXGeneralBol STIXGeneralItalic STIXGeneralBolIta cmr10 cmb10 cmss10 cmtt10"
-).split()
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSans-BoldOblique",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+    "DejaVuSansMono-Oblique",
+    "DejaVuSansMono-BoldOblique",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSerif-Italic",
+    "DejaVuSerif-BoldItalic",
+    "STIXGeneral",
+    "STIXGeneralBol",
+    "STIXGeneralItalic",
+    "STIXGeneralBolIta",
+    "cmr10",
+    "cmb10",
+    "cmss10",
+    "cmtt10",
+)
 FONT_SIZE = 96
 
 Floats = npt.NDArray[np.floating]
@@ -78,7 +94,7 @@ def split_digits(labels: npt.NDArray[np.int64], seed: int) -> dict[tuple[str, st
 @lru_cache(maxsize=1)
 def load_photos() -> tuple[Image.Image, ...]:
     """The two photographs that scikit-learn carries, 640x427 RGB."""
-    from sklearn.datasets import load_sample_images  # type: ignore[import-untyped]
+    from sklearn.datasets import load_sample_images
 
     return tuple(Image.fromarray(photo) for photo in load_sample_images().images)
 

@@ -1,0 +1,70 @@
+"""Demo data once a session, short runs on it, and helpers that several test files use."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import prepare_data
+import train
+
+QUICK = ["--max_steps", "12", "--batch_size", "16", "--val_period", "6", "--precision", "fp32", "--device", "cpu"]
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of the demo data, seed 0. Read only."""
+    root = tmp_path_factory.mktemp("demo") / "data"
+    prepare_data.main(["demo", "--out", str(root)])
+    return root
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three domains of 40 + 20 distinguishable images each, ten classes, svhn without labels in train. Read only."""
+    root = tmp_path_factory.mktemp("small")
+    for i, domain in enumerate(("mnistm", "usps", "svhn")):
+        write_domain(root / domain, counts={"train": 40, "val": 20}, seed=i, labelled=domain != "svhn")
+    return root
+
+
+@pytest.fixture(scope="session")
+def dann_run(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of a short dann run on `small_data`. Read only."""
+    save_dir = tmp_path_factory.mktemp("runs")
+    outcome = train.main(["--data_root", str(small_data), "--train_mode", "dann", "--target_file", "usps",
+                          "--save_dir", str(save_dir), *QUICK])
+    return Path(outcome["folder"])
+
+
+def stripes(label: int, rng: np.random.Generator, size: int = 28) -> np.ndarray:
+    """An image whose stripe at row 2 * label + 4 shows its class: uint8 [size, size, 3]."""
+    pixels = rng.integers(0, 80, (size, size, 3), dtype=np.uint8)
+    pixels[2 * label + 3 : 2 * label + 6] += 150
+    return pixels
+
+
+def write_domain(folder: Path, counts: dict[str, int], seed: int = 0, labelled: bool = True, classes: int = 10) -> None:
+    """Write a domain of the given layout; only val has labels where `labelled` is False."""
+    rng = np.random.default_rng(seed)
+    (folder / "data").mkdir(parents=True)
+    number = 0
+    for split, count in counts.items():
+        with_label = labelled or split == "val"
+        lines = ["image_name,label" if with_label else "image_name"]
+        for i in range(count):
+            name = f"{number:04d}.png"
+            Image.fromarray(stripes(i % classes, rng)).save(folder / "data" / name)
+            lines.append(f"{name},{i % classes}" if with_label else name)
+            number += 1
+        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
+
+
+def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two state_dicts are identical to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

@@ -1,0 +1,257 @@
+"""Reading domains: every layout, every image mode, one sentence for what is not usable."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from PIL.ImageOps import mirror
+
+import dataset
+from dataset import Batches, Domain, class_names, list_split, read_domain, read_image, read_images
+from utils import UserError
+
+
+def folder_with(root: Path, csv: str | bytes, names: tuple[str, ...] = ("a.png", "b.png")) -> Path:
+    (root / "d" / "data").mkdir(parents=True)
+    for i, name in enumerate(names):
+        Image.new("RGB", (28, 28), (i, i, i)).save(root / "d" / "data" / name)
+    (root / "d" / "train.csv").write_bytes(csv if isinstance(csv, bytes) else csv.encode())
+    return root
+
+
+def labels_of(root: Path) -> list[str] | None:
+    listing = list_split(root, "d", "train", True)
+    assert listing is not None
+    return listing.labels
+
+
+def test_a_domain_is_read_into_one_contiguous_uint8_tensor(small_data: Path) -> None:
+    listing = list_split(small_data, "mnistm", "train", True)
+    assert listing is not None
+    domain = read_domain(listing, [str(k) for k in range(10)], 28, 2)
+    assert domain.images.dtype == torch.uint8
+    assert domain.images.shape == (40, 28, 28, 3)
+    assert domain.images.is_contiguous()
+    with Image.open(small_data / "mnistm" / "data" / domain.names[7]) as image:
+        assert np.array_equal(domain.images[7].numpy(), np.asarray(image))
+    assert domain.labels is not None
+    assert domain.labels.tolist() == [i % 10 for i in range(40)]
+
+
+def test_each_image_is_decoded_once(small_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    original = dataset.read_image
+    monkeypatch.setattr(dataset, "read_image", lambda path, size: (opened.append(path), original(path, size))[1])
+    listing = list_split(small_data, "usps", "train", True)
+    assert listing is not None
+    domain = read_domain(listing, None, 28, 2)
+    batches = Batches(domain, 16, 0, 0, torch.device("cpu"))
+    for step in range(10):
+        batches(step)
+    assert sorted(opened) == sorted(listing.paths)
+
+
+def test_thread_count_does_not_change_what_is_read(small_data: Path) -> None:
+    listing = list_split(small_data, "mnistm", "train", True)
+    assert listing is not None
+    assert torch.equal(read_images(listing.paths, 28, 1)[0], read_images(listing.paths, 28, 4)[0])
+
+
+def ramp(mode: str) -> Image.Image:
+    """A horizontal ramp 0..255, 256 pixels wide, in `mode`; the value it must read as is its column."""
+    row = np.tile(np.arange(256, dtype=np.uint8), (4, 1))
+    if mode == "I;16":
+        return Image.fromarray(row.astype(np.uint16) * 257)
+    if mode == "P":
+        return Image.fromarray(row).convert("P")
+    if mode == "RGBA":
+        return Image.fromarray(np.dstack([row, row, row, np.full_like(row, 255)]))
+    if mode == "LA":
+        return Image.fromarray(row).convert("LA")
+    return Image.fromarray(row).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "I;16", "I"])
+def test_every_mode_arrives_as_the_same_rgb(mode: str, tmp_path: Path) -> None:
+    name = "x.tif" if mode == "I" else "x.png"  # PNG has no 32-bit integers
+    ramp(mode).save(tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        pixels = np.asarray(dataset.to_rgb(image))
+    assert pixels.shape == (4, 256, 3)
+    assert np.array_equal(pixels[..., 0], np.tile(np.arange(256), (4, 1)))
+    assert np.array_equal(pixels[..., 0], pixels[..., 2])
+
+
+def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (28, 28), (0, 0, 0, 0)).save(tmp_path / "x.png")
+    pixels = read_image(tmp_path / "x.png", 28)
+    assert isinstance(pixels, np.ndarray)
+    assert pixels.min() == 255
+
+
+def test_exif_rotation_is_undone(tmp_path: Path) -> None:
+    upright = Image.fromarray(np.tile(np.linspace(0, 255, 64, dtype=np.uint8), (64, 1))).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 2  # mirrored
+    mirror(upright).save(tmp_path / "x.jpg", exif=exif, quality=95)
+    pixels = read_image(tmp_path / "x.jpg", 64)
+    assert isinstance(pixels, np.ndarray)
+    assert pixels[:, 0].mean() < 10
+    assert pixels[:, -1].mean() > 245
+
+
+def test_other_sizes_are_resized(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 37), (9, 9, 9)).save(tmp_path / "x.png")
+    pixels = read_image(tmp_path / "x.png", 28)
+    assert isinstance(pixels, np.ndarray)
+    assert pixels.shape == (28, 28, 3)
+    assert (pixels == 9).all()
+
+
+def test_an_unreadable_image_is_said_why_and_the_rest_is_read(tmp_path: Path) -> None:
+    Image.new("RGB", (28, 28), (7, 7, 7)).save(tmp_path / "good.png")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
+    paths = [tmp_path / name for name in ("empty.png", "good.png", "cut.png", "absent.png")]
+    pixels, unreadable = read_images(paths, 28)
+    assert (pixels[1] == 7).all()
+    assert set(unreadable) == {0, 2, 3}
+    assert unreadable[0] == "not a readable image (UnidentifiedImageError)"
+    assert unreadable[3] == "no such file"
+
+
+def test_a_huge_image_is_taken_for_a_bomb_before_it_is_decoded(tmp_path: Path) -> None:
+    Image.new("1", (20000, 3000)).save(tmp_path / "x.png")
+    assert read_image(tmp_path / "x.png", 28) == "20000x3000 pixels are more than 50000000"
+
+
+@pytest.mark.parametrize("csv", [
+    "image_name,label\na.png,1\nb.png,2\n",
+    "\ufeffimage_name,label\r\na.png,1\r\nb.png,2\r\n",
+    "label,other,image_name\n1,x,a.png\n2,y,b.png\n",
+    "image_name, label\na.png, 1\nb.png, 2\n",
+    '"image_name","label"\n"a.png","1"\n"b.png","2"\n',
+])
+def test_a_csv_is_read_however_it_was_written(csv: str, tmp_path: Path) -> None:
+    assert labels_of(folder_with(tmp_path, csv)) == ["1", "2"]
+
+
+@pytest.mark.parametrize(("csv", "sentence"), [
+    ("name,label\na.png,1\n", "{csv} has no column image_name; its first line must be image_name,label."),
+    ("image_name,label\n", "{csv} lists no image; add rows or remove the file."),
+    ("image_name,label\na.png,1\nb.png,\n", "{csv} row 3: no label for b.png; fill it in or remove the row."),
+    ("image_name,label\n../x.png,1\n", "{csv} row 2: image_name '../x.png' must be a path inside {home}."),
+    ("image_name,label\na.png,1\n/etc/x.png,1\n", "{csv} row 3: image_name '/etc/x.png' must be a path inside {home}."),
+])
+def test_a_csv_that_is_not_usable_is_refused_in_one_sentence(csv: str, sentence: str, tmp_path: Path) -> None:
+    root = folder_with(tmp_path, csv)
+    with pytest.raises(UserError) as refusal:
+        list_split(root, "d", "train", True)
+    assert str(refusal.value) == sentence.format(csv=root / "d" / "train.csv", home=root / "d" / "data")
+
+
+def test_an_empty_file_is_no_csv(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not readable as CSV"):
+        list_split(folder_with(tmp_path, ""), "d", "train", True)
+
+
+def test_a_listed_image_that_is_absent_is_refused_with_its_row(tmp_path: Path) -> None:
+    root = folder_with(tmp_path, "image_name,label\na.png,1\nabsent.png,2\n")
+    listing = list_split(root, "d", "train", True)
+    assert listing is not None
+    with pytest.raises(UserError) as refusal:
+        read_domain(listing, ["1", "2"], 28, 1)
+    assert str(refusal.value) == (f"{root / 'd' / 'train.csv'} row 3: {root / 'd' / 'data' / 'absent.png'}: no such "
+                                  "file; restore the image or remove the row.")
+
+
+def test_a_label_outside_the_classes_is_refused_with_its_row(tmp_path: Path) -> None:
+    listing = list_split(folder_with(tmp_path, "image_name,label\na.png,1\nb.png,7\n"), "d", "train", True)
+    assert listing is not None
+    with pytest.raises(UserError, match=r"row 3 \(b.png\): label '7' is not among the classes .*\(1, 2\)"):
+        dataset.encode_labels(listing, ["1", "2"])
+
+
+def test_a_missing_domain_is_refused_with_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "usps").mkdir()
+    with pytest.raises(UserError) as refusal:
+        list_split(tmp_path, "svhn", "train", True)
+    assert str(refusal.value) == (f"domain folder {tmp_path / 'svhn'} does not exist; --data_root {tmp_path} holds: "
+                                  "usps.")
+
+
+def test_without_labels_the_label_column_is_not_read(tmp_path: Path) -> None:
+    listing = list_split(folder_with(tmp_path, "image_name,label\na.png,1\nb.png,2\n"), "d", "train", False)
+    assert listing is not None
+    assert listing.labels is None
+
+
+def test_whole_numbers_are_one_class_however_written_and_sort_numerically() -> None:
+    assert class_names(["10", "9.0", "2", "09", "2.0"]) == ["2", "9", "10"]
+    assert class_names(["b", "a", "b"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("place", ["d", "d/train", "d/data"])
+def test_a_plain_folder_of_images_is_found(place: str, tmp_path: Path) -> None:
+    (tmp_path / place).mkdir(parents=True)
+    for name in ("b.png", "a.jpg", "notes.txt"):
+        Image.new("RGB", (8, 8)).save(tmp_path / place / name, format="png")
+    listing = list_split(tmp_path, "d", "train", True)
+    assert listing is not None
+    assert listing.names == ["a.jpg", "b.png"]
+    assert listing.labels is None
+
+
+@pytest.mark.parametrize("place", ["d", "d/train"])
+def test_one_folder_per_class_gives_the_labels(place: str, tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / place / label).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / place / label / "x.png")
+    listing = list_split(tmp_path, "d", "train", True)
+    assert listing is not None
+    assert listing.labels == ["cat", "dog"]
+
+
+def test_images_that_val_lists_are_not_trained_on(small_data: Path, tmp_path: Path) -> None:
+    root = folder_with(tmp_path, "")
+    (root / "d" / "train.csv").unlink()
+    (root / "d" / "val.csv").write_text("image_name,label\nb.png,1\n")
+    listing = list_split(root, "d", "train", False)
+    assert listing is not None
+    assert listing.names == ["a.png"]
+
+
+def numbered(count: int) -> Domain:
+    """A domain whose images and labels are their own row numbers."""
+    rows = torch.arange(count)
+    return Domain(rows.to(torch.uint8).view(-1, 1, 1, 1).expand(count, 2, 2, 3).contiguous(), rows,
+                  [str(i) for i in range(count)])
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(10, 4), (7, 7), (3, 8), (100, 33)])
+def test_every_image_is_drawn_exactly_once_a_pass_and_no_batch_is_short(count: int, batch_size: int) -> None:
+    batches = Batches(numbered(count), batch_size, 0, 0, torch.device("cpu"))
+    drawn = torch.cat([batches.indices(step) for step in range(3 * count)])
+    assert len(drawn) == 3 * count * batch_size
+    for number in range(3):
+        assert sorted(drawn[number * count : (number + 1) * count].tolist()) == list(range(count))
+
+
+def test_a_batch_is_a_function_of_seed_and_step_alone() -> None:
+    def indices(seed: int, stream: int, steps: list[int]) -> list[list[int]]:
+        batches = Batches(numbered(50), 8, seed, stream, torch.device("cpu"))
+        return [batches.indices(step).tolist() for step in steps]
+
+    assert indices(0, 0, list(range(20)))[13:] == indices(0, 0, list(range(13, 20)))
+    assert indices(0, 0, [0, 1]) != indices(1, 0, [0, 1])
+    assert indices(0, 0, [0, 1]) != indices(0, 1, [0, 1])
+
+
+def test_images_and_labels_of_a_batch_belong_together() -> None:
+    x, y = Batches(numbered(50), 8, 0, 0, torch.device("cpu"))(5)
+    assert y is not None
+    assert x.shape == (8, 3, 2, 2)
+    assert torch.equal(x[:, 0, 0, 0].long(), y)
+    assert x.is_contiguous(memory_format=torch.channels_last)

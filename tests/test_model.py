@@ -1,0 +1,101 @@
+"""The network, the reversal and the schedules do what the paper says."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from model import ARCHITECTURES, DANN, lambda_schedule, learning_rate, reverse_gradient
+
+
+def test_the_reversal_is_the_identity_forwards_and_minus_lambda_backwards() -> None:
+    x = torch.randn(4, 3, requires_grad=True)
+    weights = torch.randn(4, 3)
+    y = reverse_gradient(x, 0.3)
+    assert torch.equal(y, x)
+    (y * weights).sum().backward()
+    torch.testing.assert_close(x.grad, -0.3 * weights)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])
+def test_lambda_follows_the_papers_formula(p: float) -> None:
+    assert lambda_schedule(p) == pytest.approx(2 / (1 + math.exp(-10 * p)) - 1)
+
+
+def test_lambda_starts_at_zero_and_rises() -> None:
+    values = [lambda_schedule(i / 20) for i in range(21)]
+    assert values[0] == 0.0
+    assert values == sorted(values)
+    assert 0.999 < values[-1] < 1.0
+
+
+def test_the_learning_rate_warms_up_to_its_peak_and_decays_towards_zero() -> None:
+    rates = [learning_rate(i / 100, 2e-3) for i in range(101)]
+    assert max(rates) == pytest.approx(2e-3)
+    assert rates.index(max(rates)) == 10
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(2e-7)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_each_architecture_maps_images_to_class_and_domain_logits(arch: str) -> None:
+    net = DANN(7, arch).eval()
+    images = torch.randint(0, 256, (5, 3, 28, 28), dtype=torch.uint8)
+    f = net.features(images)
+    assert net(images).shape == (5, 7)
+    assert net.domain_classifier(f).shape == (5, 2)
+
+
+def test_the_published_architecture_has_the_published_layers() -> None:
+    net = DANN(10, "published")
+    kinds = [type(layer).__name__ for layer in net.feature_extractor]
+    assert kinds == ["Conv2d", "BatchNorm2d", "MaxPool2d", "ReLU", "Conv2d", "BatchNorm2d", "Dropout2d", "MaxPool2d",
+                     "ReLU", "Flatten"]
+    assert net.features(torch.zeros(2, 3, 28, 28, dtype=torch.uint8)).shape == (2, 800)
+    shapes = {name: tuple(value.shape) for name, value in net.state_dict().items() if name.endswith("weight")}
+    assert shapes["feature_extractor.0.weight"] == (64, 3, 5, 5)
+    assert shapes["feature_extractor.4.weight"] == (50, 64, 5, 5)
+    assert shapes["label_classifier.0.weight"] == (100, 800)
+    assert shapes["domain_classifier.3.weight"] == (2, 100)
+
+
+@pytest.mark.parametrize("size", [16, 28, 32, 45])
+def test_the_small_architecture_takes_other_image_sizes(size: int) -> None:
+    assert DANN(10, "small", size).eval()(torch.zeros(2, 3, size, size, dtype=torch.uint8)).shape == (2, 10)
+
+
+def test_the_published_architecture_refuses_other_sizes() -> None:
+    with pytest.raises(ValueError, match="28x28, not 32x32"):
+        DANN(10, "published", 32)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_classifiers_return_logits_not_probabilities(arch: str) -> None:
+    """Softmax before cross-entropy is a fault of public code."""
+    net = DANN(10, arch)
+    assert not any(isinstance(module, nn.Softmax | nn.LogSoftmax | nn.Sigmoid) for module in net.modules())
+    logits = net(torch.randint(0, 256, (64, 3, 28, 28), dtype=torch.uint8))
+    assert not torch.allclose(logits.sum(1), torch.ones(64), atol=0.1)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_domain_classifier_sends_a_gradient_to_the_features(arch: str) -> None:
+    """A domain classifier that is constant gives a gradient of exactly zero."""
+    torch.manual_seed(0)
+    net = DANN(10, arch)
+    f = net.features(torch.randint(0, 256, (32, 3, 28, 28), dtype=torch.uint8))
+    d = torch.arange(2).repeat_interleave(16)
+    d_hat = net.domain_classifier(reverse_gradient(f, 1.0))
+    nn.functional.cross_entropy(d_hat, d).backward()
+    for name, parameter in net.feature_extractor.named_parameters():
+        if not name.endswith("bias"):  # a convolution's bias ahead of BatchNorm has none by construction
+            assert parameter.grad is not None
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_a_grey_image_in_three_equal_channels_is_preprocessed_like_any_other() -> None:
+    grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    x = DANN().preprocess(grey)
+    assert x.dtype == torch.float32
+    assert torch.equal(x[:, 0], x[:, 2])
