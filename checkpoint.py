@@ -28,11 +28,25 @@ class PickledModule:
 
 
 # What the published files name, and nothing else; `src.dann.CNNModel` is their own class (torch 1.12).
-PUBLISHED_CLASSES = ["src.dann.CNNModel"] + [f"torch.nn.modules.{name}" for name in (
-    "container.Sequential", "conv.Conv2d", "batchnorm.BatchNorm2d", "batchnorm.BatchNorm1d", "pooling.MaxPool2d",
-    "activation.ReLU", "dropout.Dropout2d", "dropout.Dropout", "linear.Linear")]
-PUBLISHED_PARTS = {"feature": "feature_extractor", "class_classifier": "label_classifier",
-                   "domain_classifier": "domain_classifier"}
+PUBLISHED_CLASSES = ["src.dann.CNNModel"] + [
+    f"torch.nn.modules.{name}"
+    for name in (
+        "container.Sequential",
+        "conv.Conv2d",
+        "batchnorm.BatchNorm2d",
+        "batchnorm.BatchNorm1d",
+        "pooling.MaxPool2d",
+        "activation.ReLU",
+        "dropout.Dropout2d",
+        "dropout.Dropout",
+        "linear.Linear",
+    )
+]
+PUBLISHED_PARTS = {
+    "feature": "feature_extractor",
+    "class_classifier": "label_classifier",
+    "domain_classifier": "domain_classifier",
+}
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -67,15 +81,28 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([(PickledModule, name) for name in PUBLISHED_CLASSES]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds more than tensors and plain values and was not read ({_first_reason(error)}); "
-                        "use a checkpoint of train.py or of download.sh.") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile,
-            IndexError, AssertionError) as error:
-        raise UserError(f"{path} is not a readable checkpoint ({_first_reason(error)}); "
-                        "fetch or train it again.") from error
+        raise UserError(
+            f"{path} holds more than tensors and plain values and was not read ({_first_reason(error)}); "
+            "use a checkpoint of train.py or of download.sh."
+        ) from error
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+        IndexError,
+        AssertionError,
+    ) as error:
+        raise UserError(
+            f"{path} is not a readable checkpoint ({_first_reason(error)}); fetch or train it again."
+        ) from error
     if isinstance(content, PickledModule):
         return _from_published(path, content)
-    if not isinstance(content, dict) or not KEYS <= set(content):
+    if not isinstance(content, dict) or not set(content) >= KEYS:
         raise UserError(f"{path} is not a checkpoint of this program; use one of train.py or of download.sh.")
     return content
 
@@ -103,12 +130,18 @@ def _from_published(path: Path, module: PickledModule) -> dict[str, Any]:
             state.update(_flatten(module._modules[theirs], f"{ours}."))
         num_classes = int(state["label_classifier.7.weight"].shape[0])
     except (AttributeError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path} is a pickled module of another architecture than the published one; "
-                        "use a checkpoint of train.py or of download.sh.") from error
+        raise UserError(
+            f"{path} is a pickled module of another architecture than the published one; "
+            "use a checkpoint of train.py or of download.sh."
+        ) from error
     return {
-        "model": state, "model_args": {"num_classes": num_classes, "arch": "published", "size": 28},
+        "model": state,
+        "model_args": {"num_classes": num_classes, "arch": "published", "size": 28},
         "args": {"classes": [str(k) for k in range(num_classes)]},
-        "step": 0, "metrics": {}, "versions": {}, "resume": None,
+        "step": 0,
+        "metrics": {},
+        "versions": {},
+        "resume": None,
     }
 
 
@@ -124,6 +157,8 @@ def build_network(path: Path, checkpoint: dict[str, Any], device: torch.device) 
         if len(classes) != checkpoint["model_args"]["num_classes"]:
             raise ValueError(f"{len(classes)} class names for {checkpoint['model_args']['num_classes']} classes")
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: the weights do not fit the network that the file states "
-                        f"({_first_reason(error)}); train or fetch it again.") from error
+        raise UserError(
+            f"{path}: the weights do not fit the network that the file states "
+            f"({_first_reason(error)}); train or fetch it again."
+        ) from error
     return net.to(device).eval(), classes

@@ -109,8 +109,14 @@ def list_csv(csv: Path, with_labels: bool) -> Listing:
     """List the rows of a CSV; labels stay None where they are not asked for or the column is missing."""
     wanted = {"image_name", "label"} if with_labels else {"image_name"}
     try:
-        table = pd.read_csv(csv, usecols=lambda column: column.strip() in wanted, dtype=str, keep_default_na=False,
-                            encoding="utf-8-sig", skipinitialspace=True)
+        table = pd.read_csv(
+            csv,
+            usecols=lambda column: column.strip() in wanted,
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            skipinitialspace=True,
+        )
     except (ValueError, OSError) as error:  # pandas' parser errors and undecodable text are ValueErrors
         raise UserError(f"{csv} is not readable as CSV ({error}); its first line must be image_name,label.") from error
     table.columns = table.columns.str.strip()
@@ -168,7 +174,8 @@ def encode_labels(listing: Listing, classes: list[str]) -> Tensor | None:
         i = codes.index(-1)
         raise UserError(
             f"{listing.origin} row {i + 2} ({listing.names[i]}): label {listing.labels[i]!r} is not among the classes "
-            f"of the labelled domain ({', '.join(classes)}); mend the label or remove the row.")
+            f"of the labelled domain ({', '.join(classes)}); mend the label or remove the row."
+        )
     return torch.tensor(codes)
 
 

@@ -30,18 +30,37 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="run folder or checkpoint file")
-    files.add_argument("--test_loc", type=Path, required=True, metavar="DIR",
-                       help="folder of images, searched with all its subfolders")
-    files.add_argument("--out_path", type=Path, required=True, metavar="PATH",
-                       help="folder, in which pred.csv is written, or the name of a .csv file")
-    files.add_argument("--probs", action="store_true",
-                       help="add the probability of each class (columns p_CLASS) and of the predicted one (confidence)")
+    files.add_argument(
+        "--test_loc", type=Path, required=True, metavar="DIR", help="folder of images, searched with all its subfolders"
+    )
+    files.add_argument(
+        "--out_path",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="folder, in which pred.csv is written, or the name of a .csv file",
+    )
+    files.add_argument(
+        "--probs",
+        action="store_true",
+        help="add the probability of each class (columns p_CLASS) and of the predicted one (confidence)",
+    )
     compute = parser.add_argument_group("computing (always in float32)")
     compute.add_argument("--device", choices=DEVICES, default="auto", help="where to predict (default: auto)")
-    compute.add_argument("--batch_size", type=bounded(int, 1, 65536), default=512, metavar="N",
-                         help="images a forward pass (default: 512); the answers do not depend on it")
-    compute.add_argument("--num_workers", type=bounded(int, 0, 256), default=0, metavar="N",
-                         help="threads that decode images; 0: one per core (default)")
+    compute.add_argument(
+        "--batch_size",
+        type=bounded(int, 1, 65536),
+        default=512,
+        metavar="N",
+        help="images a forward pass (default: 512); the answers do not depend on it",
+    )
+    compute.add_argument(
+        "--num_workers",
+        type=bounded(int, 0, 256),
+        default=0,
+        metavar="N",
+        help="threads that decode images; 0: one per core (default)",
+    )
     return parser
 
 

@@ -35,14 +35,14 @@ def accuracy(net: DANN, domain: Domain | None) -> float | None:
     if domain is None or domain.labels is None or len(domain) == 0:
         return None
     predicted = predict(net, domain.images)[1].argmax(1)
-    return (predicted == domain.labels).float().mean().item()
+    return (predicted == domain.labels).sum().item() / len(domain)
 
 
 def proxy_a_distance(features_s: Tensor, features_t: Tensor, limit: int = 2000, seed: int = 0) -> float:
     """How well a linear classifier tells two domains apart: 2 (1 - 2 err), 0 not at all, 2 perfectly.
 
     features_s [N, F], features_t [M, F]: of held-out images; as many of each are drawn, `limit` at most, and err is
-    the mean error of a logistic regression over 5 folds that it was not fitted on. Chance can carry it a little below 0.
+    the mean error of a logistic regression over 5 folds that it was not fitted on. Chance can carry it below 0.
     Source: Ben-David et al. 2007; arXiv 1505.07818, section 3.2 and 5.1.4, with a linear SVM.
     """
     count = min(len(features_s), len(features_t), limit)
@@ -61,6 +61,6 @@ def domain_distance(net: DANN, source: Domain | None, target: Domain | None, lim
     """Proxy A-distance of two validation sets in the network's features; None without both or with under 10 images."""
     if source is None or target is None:
         return None
-    features = [predict(net, domain.images[:limit])[0] for domain in (source, target)]
-    distance = proxy_a_distance(*features, limit=limit)
+    f_s, f_t = (predict(net, domain.images[:limit])[0] for domain in (source, target))
+    distance = proxy_a_distance(f_s, f_t, limit)
     return None if distance != distance else distance

@@ -14,6 +14,7 @@ Glossary, symbol of arXiv 1505.07818 -> name here (section):
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,12 @@ ARCHITECTURES = ("small", "published")
 
 class _ReverseGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, lambda_p: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, lambda_p: float) -> Tensor:
         ctx.lambda_p = lambda_p
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return -ctx.lambda_p * grad, None
 
 
@@ -73,17 +74,17 @@ class DANN(nn.Module):
             raise ValueError(f"arch {arch!r} is not one of {', '.join(ARCHITECTURES)}")
         if arch == "published" and size != 28:
             raise ValueError(f"arch published takes images of 28x28, not {size}x{size}")
-        self.arguments = {"num_classes": num_classes, "arch": arch, "size": size}
+        self.arguments: dict[str, Any] = {"num_classes": num_classes, "arch": arch, "size": size}
         build = _small if arch == "small" else _published
         self.feature_extractor, self.label_classifier, self.domain_classifier = build(num_classes)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Images uint8 [B, 3, H, W], or float of the same values 0..255, -> network input float32 [B, 3, H, W] in -1..1.
+        """Images uint8 [B, 3, H, W], or float in 0..255, -> network input float32 [B, 3, H, W] in -1..1.
 
         The one preprocessing of training, evaluation, prediction and figures.
         """
@@ -101,13 +102,25 @@ class DANN(nn.Module):
 def _published(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
     """The public implementation's layers; see DESIGN in README, "Deviations". F = 800."""
     feature_extractor = nn.Sequential(
-        nn.Conv2d(3, 64, 5), nn.BatchNorm2d(64), nn.MaxPool2d(2), nn.ReLU(),                       # [B, 64, 12, 12]
-        nn.Conv2d(64, 50, 5), nn.BatchNorm2d(50), nn.Dropout2d(), nn.MaxPool2d(2), nn.ReLU(),      # [B, 50, 4, 4]
-        nn.Flatten(),                                                                              # [B, 800]
+        nn.Conv2d(3, 64, 5),
+        nn.BatchNorm2d(64),
+        nn.MaxPool2d(2),
+        nn.ReLU(),  # [B, 64, 12, 12]
+        nn.Conv2d(64, 50, 5),
+        nn.BatchNorm2d(50),
+        nn.Dropout2d(),
+        nn.MaxPool2d(2),
+        nn.ReLU(),  # [B, 50, 4, 4]
+        nn.Flatten(),  # [B, 800]
     )
     label_classifier = nn.Sequential(
-        nn.Linear(800, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Dropout(),
-        nn.Linear(100, 100), nn.BatchNorm1d(100), nn.ReLU(),
+        nn.Linear(800, 100),
+        nn.BatchNorm1d(100),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(100, 100),
+        nn.BatchNorm1d(100),
+        nn.ReLU(),
         nn.Linear(100, num_classes),
     )
     domain_classifier = nn.Sequential(nn.Linear(800, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 2))
@@ -122,11 +135,12 @@ def _small(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequentia
         return layers + [nn.MaxPool2d(2)] * pool + [nn.BatchNorm2d(c_out), nn.ReLU()]
 
     feature_extractor = nn.Sequential(
-        *block(3, 32, pool=True),      # [B, 32, H/2, W/2]
-        *block(32, 64, pool=True),     # [B, 64, H/4, W/4]
-        *block(64, 96, pool=False),    # [B, 96, H/4, W/4]
-        *block(96, 96, pool=False),    # [B, 96, H/4, W/4]
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(),    # [B, 96]
+        *block(3, 32, pool=True),  # [B, 32, H/2, W/2]
+        *block(32, 64, pool=True),  # [B, 64, H/4, W/4]
+        *block(64, 96, pool=False),  # [B, 96, H/4, W/4]
+        *block(96, 96, pool=False),  # [B, 96, H/4, W/4]
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),  # [B, 96]
     )
     label_classifier = nn.Sequential(nn.Linear(96, num_classes))
     domain_classifier = nn.Sequential(nn.Linear(96, 256), nn.ReLU(), nn.Linear(256, 2))

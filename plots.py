@@ -1,4 +1,4 @@
-"""Figures: curves of runs, and latent spaces by class and by domain. Colours that colour-blind readers can tell apart."""
+"""Figures: curves of runs, latent spaces by class and by domain, in colours for colour-blind readers too."""
 
 from pathlib import Path
 from typing import Any
@@ -7,16 +7,26 @@ import matplotlib
 
 matplotlib.use("Agg")  # files only: no display is needed
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.lines import Line2D  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from utils import atomic_path  # noqa: E402
+from utils import atomic_path
 
 # Paul Tol's "muted" set and grey; for two domains blue and orange of Okabe and Ito.
-CLASS_COLOURS = ["#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499",
-                 "#777777"]
+CLASS_COLOURS = [
+    "#332288",
+    "#88CCEE",
+    "#44AA99",
+    "#117733",
+    "#999933",
+    "#DDCC77",
+    "#CC6677",
+    "#882255",
+    "#AA4499",
+    "#777777",
+]
 DOMAIN_COLOURS = ["#0072B2", "#E69F00"]
 DOMAIN_MARKERS = ["o", "^"]
 
@@ -36,8 +46,17 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         steps = [line["step"] for line in lines]
         prefix = "" if single else f"{name}: "
 
-        def plot(axes: Any, key: str, label: str, order: int, style: str = "-", i: int = i, steps: list[int] = steps,
-                 lines: list[dict[str, Any]] = lines, prefix: str = prefix) -> None:
+        def plot(
+            axes: Any,
+            key: str,
+            label: str,
+            order: int,
+            style: str = "-",
+            i: int = i,
+            steps: list[int] = steps,
+            lines: list[dict[str, Any]] = lines,
+            prefix: str = prefix,
+        ) -> None:
             if any(line.get(key) is not None for line in lines):
                 values = [np.nan if line.get(key) is None else line[key] for line in lines]
                 colour = CLASS_COLOURS[(order if single else i) * 3 % 10]
@@ -50,7 +69,16 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         plot(right, "domain_accuracy", "domain accuracy", 0)
         plot(right, "lambda", "lambda", 2, "--")
     middle.axhline(np.log(2), color="#999999", linewidth=0.8, linestyle=":")
-    middle.text(0, np.log(2), " ln 2: domains not told apart", fontsize=7, color="#666666", va="bottom")
+    middle.text(
+        0.01,
+        np.log(2),
+        "ln 2: domains not told apart",
+        fontsize=7,
+        color="#666666",
+        va="bottom",
+        transform=middle.get_yaxis_transform(),
+        clip_on=True,
+    )
     right.axhline(0.5, color="#999999", linewidth=0.8, linestyle=":")
     for axes, title in ((left, "accuracy"), (middle, "losses (mean since the last validation)"), (right, "adversary")):
         axes.set(title=title, xlabel="step")
@@ -73,28 +101,54 @@ def scatter_axes(title: str) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def draw_by_class(points: np.ndarray, domains: np.ndarray, labels: np.ndarray, classes: list[str], names: list[str],
-                  title: str, path: Path) -> None:
+def draw_by_class(
+    points: np.ndarray,
+    domains: np.ndarray,
+    labels: np.ndarray,
+    classes: list[str],
+    names: list[str],
+    title: str,
+    path: Path,
+) -> None:
     """Scatter [N, 2] coloured by class, shaped by domain. labels: index into `classes`, -1 where there is none."""
     figure, axes = scatter_axes(title)
-    colours = [CLASS_COLOURS[k] if len(classes) <= 10 else matplotlib.colormaps["viridis"](k / (len(classes) - 1))
-               for k in range(len(classes))]
+    colours = [
+        CLASS_COLOURS[k] if len(classes) <= 10 else matplotlib.colormaps["viridis"](k / (len(classes) - 1))
+        for k in range(len(classes))
+    ]
     for domain in range(2):
         for k in range(-1, len(classes)):
             chosen = (domains == domain) & (labels == k)
             colour = "#DDDDDD" if k < 0 else colours[k]
-            axes.scatter(*points[chosen].T, s=11 if domain == 0 else 16, marker=DOMAIN_MARKERS[domain], color=[colour],
-                         alpha=0.45 if domain == 0 else 0.95, edgecolors="none" if domain == 0 else "black",
-                         linewidths=0.3, zorder=1 + domain)
+            axes.scatter(
+                *points[chosen].T,
+                s=11 if domain == 0 else 16,
+                marker=DOMAIN_MARKERS[domain],
+                color=[colour],
+                alpha=0.45 if domain == 0 else 0.95,
+                edgecolors="none" if domain == 0 else "black",
+                linewidths=0.3,
+                zorder=1 + domain,
+            )
     for k, name in enumerate(classes):
         chosen = labels == k
         if chosen.any():  # the class's name at its medoid: colour is not the only cue
-            axes.annotate(name, np.median(points[chosen & (domains == domains[chosen].min())], axis=0), fontsize=13,
-                          weight="bold", ha="center", va="center", zorder=4,
-                          bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "edgecolor": colours[k]})
-    handles = [Line2D([], [], marker=DOMAIN_MARKERS[d], linestyle="", color="#555555", label=names[d]) for d in range(2)]
-    handles += [Line2D([], [], marker="s", linestyle="", color=colours[k], label=name)
-                for k, name in enumerate(classes)]
+            axes.annotate(
+                name,
+                np.median(points[chosen & (domains == domains[chosen].min())], axis=0),
+                fontsize=13,
+                weight="bold",
+                ha="center",
+                va="center",
+                zorder=4,
+                bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "edgecolor": colours[k]},
+            )
+    handles = [
+        Line2D([], [], marker=DOMAIN_MARKERS[d], linestyle="", color="#555555", label=names[d]) for d in range(2)
+    ]
+    handles += [
+        Line2D([], [], marker="s", linestyle="", color=colours[k], label=name) for k, name in enumerate(classes)
+    ]
     if (labels < 0).any():
         handles.append(Line2D([], [], marker="s", linestyle="", color="#DDDDDD", label="no label"))
     figure.legend(handles=handles, loc="outside right upper", fontsize=9)
@@ -106,7 +160,14 @@ def draw_by_domain(points: np.ndarray, domains: np.ndarray, names: list[str], ti
     figure, axes = scatter_axes(title)
     for domain in range(2):
         chosen = domains == domain
-        axes.scatter(*points[chosen].T, s=14, marker=DOMAIN_MARKERS[domain], color=DOMAIN_COLOURS[domain], alpha=0.6,
-                     linewidths=0, label=names[domain])
+        axes.scatter(
+            *points[chosen].T,
+            s=14,
+            marker=DOMAIN_MARKERS[domain],
+            color=DOMAIN_COLOURS[domain],
+            alpha=0.6,
+            linewidths=0,
+            label=names[domain],
+        )
     figure.legend(loc="outside right upper", fontsize=9, markerscale=1.5)
     save_figure(figure, path)

@@ -24,8 +24,14 @@ BEGIN, END = "<!-- results: begin, by report.py -->", "<!-- results: end -->"
 MODES, TARGETS = ("source", "dann", "target"), ("svhn", "usps")
 
 # Accuracy on the target's val set as the public implementation's README states it: the best epoch by target labels.
-PUBLISHED = {("source", "svhn"): 0.33940, ("source", "usps"): 0.73522, ("dann", "svhn"): 0.41745,
-             ("dann", "usps"): 0.82392, ("target", "svhn"): 0.93466, ("target", "usps"): 0.98992}
+PUBLISHED = {
+    ("source", "svhn"): 0.33940,
+    ("source", "usps"): 0.73522,
+    ("dann", "svhn"): 0.41745,
+    ("dann", "usps"): 0.82392,
+    ("target", "svhn"): 0.93466,
+    ("target", "usps"): 0.98992,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,8 +54,9 @@ def shown(value: float | None, digits: int = 4) -> str:
 def align(rows: list[list[str]]) -> str:
     """Rows of text in columns that line up."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-                     for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def compare(runs: list[Path]) -> str:
@@ -59,15 +66,24 @@ def compare(runs: list[Path]) -> str:
         if not (run / "result.json").is_file():
             raise UserError(f"{run} has no result.json; name a finished run folder, or go on in it with --resume.")
         results[run.name if sum(other.name == run.name for other in runs) == 1 else str(run)] = read_json(
-            run / "result.json")
+            run / "result.json"
+        )
     every = [result["args"] for result in results.values()]
     names = sorted(set().union(*every) - {"run_name", "save_dir"})
     differing = [name for name in names if len({str(args.get(name)) for args in every}) > 1]
     rows = [["run", "target val", "source val", "proxy A-dist.", "seconds", "images/s", *differing]]
     for name, result in results.items():
-        rows.append([name, shown(result["target_val_accuracy"]), shown(result["source_val_accuracy"]),
-                     shown(result["proxy_a_distance"]["trained"], 2), f"{result['seconds']:.0f}",
-                     f"{result['images_per_second']:.0f}", *[str(result["args"].get(key)) for key in differing]])
+        rows.append(
+            [
+                name,
+                shown(result["target_val_accuracy"]),
+                shown(result["source_val_accuracy"]),
+                shown(result["proxy_a_distance"]["trained"], 2),
+                f"{result['seconds']:.0f}",
+                f"{result['images_per_second']:.0f}",
+                *[str(result["args"].get(key)) for key in differing],
+            ]
+        )
     text = align(rows)
     by_mode = {result["args"]["train_mode"]: result["target_val_accuracy"] for result in results.values()}
     if len(results) == len(by_mode) and None not in [by_mode.get("source"), by_mode.get("dann")]:
@@ -112,25 +128,37 @@ def accuracy_table(cells: dict[tuple[str, str, str, str], list[dict[str, Any]]])
     for target in TARGETS:
         n = " / ".join(f"{size:,}" for size in sorted(sizes[target])) or "-"
         heads.append(f"MNIST-M → {target.upper()}, n = {n}")
-    lines = [f"| mode | recipe, network | {heads[0]} | {heads[1]} | proxy A-distance {' / '.join(TARGETS)} | seconds | "
-             "seeds |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        f"| mode | recipe, network | {heads[0]} | {heads[1]} | proxy A-distance {' / '.join(TARGETS)} | seconds | "
+        "seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
     groups = sorted({key[:2] for key in cells}, key=lambda key: (key[0] != "paper", key[1] != "small", key))
     for mode in MODES:
-        lines.append(f"| {mode} | *published, best epoch by target labels* | *{PUBLISHED[mode, 'svhn']:.5f}* | "
-                     f"*{PUBLISHED[mode, 'usps']:.5f}* | | | 1 |")
+        lines.append(
+            f"| {mode} | *published, best epoch by target labels* | *{PUBLISHED[mode, 'svhn']:.5f}* | "
+            f"*{PUBLISHED[mode, 'usps']:.5f}* | | | 1 |"
+        )
         for recipe, arch in groups:
             found = [cells.get((recipe, arch, mode, target), []) for target in TARGETS]
             if not any(found):
                 continue
             both = [result for results in found for result in results]
             distances = [[result["proxy_a_distance"]["trained"] for result in results] for results in found]
-            distance = " / ".join(spread([v for v in values if v is not None], 2) if any(
-                v is not None for v in values) else "-" for values in distances)
-            seeds = "/".join(str(len(results)) for results in found) if len(found[0]) != len(found[1]) else str(
-                len(found[0]))
-            lines.append(f"| {mode} | {recipe}, {arch} | " + " | ".join(
-                accuracy_cell(results) if results else "-" for results in found) +
-                f" | {distance} | {statistics.mean(result['seconds'] for result in both):.0f} | {seeds} |")
+            distance = " / ".join(
+                spread([v for v in values if v is not None], 2) if any(v is not None for v in values) else "-"
+                for values in distances
+            )
+            seeds = (
+                "/".join(str(len(results)) for results in found)
+                if len(found[0]) != len(found[1])
+                else str(len(found[0]))
+            )
+            lines.append(
+                f"| {mode} | {recipe}, {arch} | "
+                + " | ".join(accuracy_cell(results) if results else "-" for results in found)
+                + f" | {distance} | {statistics.mean(result['seconds'] for result in both):.0f} | {seeds} |"
+            )
     return lines
 
 
@@ -149,13 +177,17 @@ def footnotes(cells: dict[tuple[str, str, str, str], list[dict[str, Any]]]) -> l
     devices = " and ".join(sorted({result["device"] for result in results}))
     torches = " and ".join(sorted({result["versions"]["torch"] for result in results}))
     selects = ", ".join(sorted({result["select"] for result in results}))
-    untrained = [spread([r["proxy_a_distance"]["untrained"] for r in found], 2) for target in TARGETS
-                 if (found := cells.get(("paper", "small", "dann", target)))]
+    untrained = [
+        spread([r["proxy_a_distance"]["untrained"] for r in found], 2)
+        for target in TARGETS
+        if (found := cells.get(("paper", "small", "dann", target)))
+    ]
     return [
-        "Mean ± standard deviation over the seeds and the worst seed, on the target's val set, which no choice was made "
-        f"on; checkpoint: {selects} step. Sampling error of one dann accuracy (binomial): {', '.join(errors) or '-'}.",
-        "Proxy A-distance: 2 (1 − 2 err) of a linear classifier between the domains' held-out features; 0: not to be told "
-        f"apart, 2: perfectly. Before adaptation: the `source` rows; of an untrained network: {' / '.join(untrained)}.",
+        "Mean ± standard deviation over the seeds and the worst seed, on the target's val set, which no choice was "
+        f"made on; checkpoint: {selects} step. Binomial error of one dann accuracy: {', '.join(errors) or '-'}.",
+        "Proxy A-distance: 2 (1 − 2 err) of a linear classifier between the domains' held-out features; 0: not to be "
+        "told apart, 2: perfectly. Before adaptation: the `source` rows; of an untrained network: "
+        f"{' / '.join(untrained)}.",
         f"Measured on {devices}, torch {torches}; every run's json, with its command, is in `results/`.",
     ]
 
@@ -169,7 +201,7 @@ def render(folder: Path = RESULTS) -> str:
 def updated(readme: str, block: str, name: str) -> str:
     """README text with the block between its markers replaced; UserError without the markers."""
     before, found, rest = readme.partition(BEGIN)
-    inside, closed, after = rest.partition(END)
+    _, closed, after = rest.partition(END)
     if not found or not closed:
         raise UserError(f"{name} has no markers {BEGIN} ... {END}; put them where the table belongs.")
     return before + block + after
@@ -198,8 +230,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         new = updated(old, render(), str(args.readme))
         outcome["changed"] = new != old
         if args.check and outcome["changed"]:
-            raise UserError(f"the tables of {args.readme} are not those of results/; run python report.py --readme "
-                            f"{args.readme}.")
+            raise UserError(
+                f"the tables of {args.readme} are not those of results/; run python report.py --readme {args.readme}."
+            )
         if outcome["changed"]:
             with atomic_path(args.readme) as part:
                 part.write_text(new, encoding="utf-8")

@@ -14,6 +14,7 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,26 @@ from dataset import Batches, Domain, class_names, list_split, read_domain
 from metrics import accuracy, domain_distance
 from model import ARCHITECTURES, DANN, SOURCE, TARGET, lambda_schedule, learning_rate, reverse_gradient
 from plots import draw_curves
-from utils import (DEVICES, PRECISIONS, SEED, InterruptFlag, Parser, Progress, RunLog, UserError, bounded,
-                   choose_device, choose_precision, describe_device, read_json, run_script, save_checkpoint, seed_step,
-                   versions, write_json)
+from utils import (
+    DEVICES,
+    PRECISIONS,
+    SEED,
+    InterruptFlag,
+    Parser,
+    Progress,
+    RunLog,
+    UserError,
+    bounded,
+    choose_device,
+    choose_precision,
+    describe_device,
+    read_json,
+    run_script,
+    save_checkpoint,
+    seed_step,
+    versions,
+    write_json,
+)
 
 MODES = ("source", "dann", "target")
 SELECTIONS = ("last", "source_val", "target_val")
@@ -51,45 +69,113 @@ RECIPES = {"paper": Recipe(steps=1500, batch_size=128, lr=2e-3, weight_decay=0.0
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     data = parser.add_argument_group("data")
-    data.add_argument("--data_root", type=Path, required=True, metavar="DIR",
-                      help="folder that holds the domains, <domain>/train.csv and <domain>/data/*.png")
-    data.add_argument("--train_mode", required=True, type=lambda name: "source" if name == "sorce" else name,
-                      choices=MODES, help="source: labels of the source only; dann: adaptation to the unlabelled target; "
-                      "target: labels of the target (`sorce` is source)")
+    data.add_argument(
+        "--data_root",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder that holds the domains, <domain>/train.csv and <domain>/data/*.png",
+    )
+    data.add_argument(
+        "--train_mode",
+        required=True,
+        type=lambda name: "source" if name == "sorce" else name,
+        choices=MODES,
+        help="source: labels of the source only; dann: adaptation to the unlabelled "
+        "target; target: labels of the target (`sorce` is source)",
+    )
     data.add_argument("--source_file", default="mnistm", metavar="NAME", help="labelled domain (default: mnistm)")
-    data.add_argument("--target_file", metavar="NAME", help="target domain; `source` does without, then nothing is "
-                      "measured on a target")
-    data.add_argument("--size", type=bounded(int, 8, 256), default=28, metavar="PX",
-                      help="side to which images are resized (default: 28)")
-    data.add_argument("--num_workers", type=bounded(int, 0, 256), default=0, metavar="N",
-                      help="threads that decode images; 0: one per core (default). Results do not depend on it")
+    data.add_argument(
+        "--target_file",
+        metavar="NAME",
+        help="target domain; `source` does without, then nothing is measured on a target",
+    )
+    data.add_argument(
+        "--size",
+        type=bounded(int, 8, 256),
+        default=28,
+        metavar="PX",
+        help="side to which images are resized (default: 28)",
+    )
+    data.add_argument(
+        "--num_workers",
+        type=bounded(int, 0, 256),
+        default=0,
+        metavar="N",
+        help="threads that decode images; 0: one per core (default). Results do not depend on it",
+    )
     length = parser.add_argument_group("recipe and length")
-    length.add_argument("--recipe", choices=tuple(RECIPES), default="paper",
-                        help="paper: the algorithm of the paper, nothing added (default)")
-    length.add_argument("--arch", choices=ARCHITECTURES, default="small",
-                        help="small: ours (default); published: that of the published checkpoints")
-    length.add_argument("-bs", "--batch_size", type=bounded(int, 2, 65536), metavar="N",
-                        help="images of each domain a step (default: by recipe, paper 128)")
-    length.add_argument("-ep", "--epochs", type=bounded(float, 0, 1e6, exclusive=True), metavar="N",
-                        help="length in passes over the labelled domain (default: by recipe, in steps)")
-    length.add_argument("--max_steps", type=bounded(int, 1, 10**9), metavar="N",
-                        help="length in steps, schedules included; goes before -ep")
-    length.add_argument("-lr", "--learning_rate", type=bounded(float, 0, 10, exclusive=True), metavar="X",
-                        help="peak of the one-cycle learning rate (default: by recipe)")
+    length.add_argument(
+        "--recipe",
+        choices=tuple(RECIPES),
+        default="paper",
+        help="paper: the algorithm of the paper, nothing added (default)",
+    )
+    length.add_argument(
+        "--arch",
+        choices=ARCHITECTURES,
+        default="small",
+        help="small: ours (default); published: that of the published checkpoints",
+    )
+    length.add_argument(
+        "-bs",
+        "--batch_size",
+        type=bounded(int, 2, 65536),
+        metavar="N",
+        help="images of each domain a step (default: by recipe, paper 128)",
+    )
+    length.add_argument(
+        "-ep",
+        "--epochs",
+        type=bounded(float, 0, 1e6, exclusive=True),
+        metavar="N",
+        help="length in passes over the labelled domain (default: by recipe, in steps)",
+    )
+    length.add_argument(
+        "--max_steps",
+        type=bounded(int, 1, 10**9),
+        metavar="N",
+        help="length in steps, schedules included; goes before -ep",
+    )
+    length.add_argument(
+        "-lr",
+        "--learning_rate",
+        type=bounded(float, 0, 10, exclusive=True),
+        metavar="X",
+        help="peak of the one-cycle learning rate (default: by recipe)",
+    )
     length.add_argument("--seed", type=SEED, default=0, metavar="N", help="seed of everything random (default: 0)")
     run = parser.add_argument_group("run")
     run.add_argument("--device", choices=DEVICES, default="auto", help="where to train (default: auto)")
-    run.add_argument("--precision", choices=PRECISIONS, default="auto",
-                     help="of the training step; auto: bf16 where the hardware has it. Validation is always fp32")
+    run.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the training step; auto: bf16 where the hardware has it. Validation is always fp32",
+    )
     run.add_argument("--save_dir", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
     run.add_argument("--run_name", metavar="NAME", help="name of the run folder (default: mode, target, recipe, seed)")
     run.add_argument("--resume", action="store_true", help="go on in the run folder of that name")
-    run.add_argument("--val_period", type=bounded(int, 1, 10**9), metavar="STEPS",
-                     help="steps between validations (default: a tenth of the run)")
-    run.add_argument("--select", choices=SELECTIONS, default="last", help="checkpoint that the result is of: the last "
-                     "step (default), the best on source val, or, by target labels, on target val")
-    run.add_argument("--topk", type=bounded(int, 0, 1000), metavar="K", help="checkpoints kept beside last.pt: the K "
-                     "best by --select, with `last` the K latest (default: 1, with `last` 0)")
+    run.add_argument(
+        "--val_period",
+        type=bounded(int, 1, 10**9),
+        metavar="STEPS",
+        help="steps between validations (default: a tenth of the run)",
+    )
+    run.add_argument(
+        "--select",
+        choices=SELECTIONS,
+        default="last",
+        help="checkpoint that the result is of: the last "
+        "step (default), the best on source val, or, by target labels, on target val",
+    )
+    run.add_argument(
+        "--topk",
+        type=bounded(int, 0, 1000),
+        metavar="K",
+        help="checkpoints kept beside last.pt: the K "
+        "best by --select, with `last` the K latest (default: 1, with `last` 0)",
+    )
     return parser
 
 
@@ -141,8 +227,10 @@ def load_data(args: argparse.Namespace) -> Data:
     listing = list_split(args.data_root, labelled_name, "train", with_labels=True)
     assert listing is not None  # `train` exists or list_split has refused
     if listing.labels is None:
-        raise UserError(f"{listing.origin} has no labels, and --train_mode {args.train_mode} trains on them; add a "
-                        "column label, or put the images into one folder per class.")
+        raise UserError(
+            f"{listing.origin} has no labels, and --train_mode {args.train_mode} trains on them; add a "
+            "column label, or put the images into one folder per class."
+        )
     classes = class_names(listing.labels)
     if len(classes) < 2:
         raise UserError(f"{listing.origin} has the single class {classes[0]!r}; a classifier needs two or more.")
@@ -160,8 +248,9 @@ def load_data(args: argparse.Namespace) -> Data:
     wanted = {"source_val": source_val, "target_val": target_val}
     if wanted.get(args.select, labelled) is None:
         domain = args.source_file if args.select == "source_val" else args.target_file
-        raise UserError(f"--select {args.select} needs a labelled {args.data_root / str(domain) / 'val.csv'}; "
-                        "use --select last.")
+        raise UserError(
+            f"--select {args.select} needs a labelled {args.data_root / str(domain) / 'val.csv'}; use --select last."
+        )
     return Data(classes, labelled, unlabelled, source_val, target_val)
 
 
@@ -170,7 +259,7 @@ def load_data(args: argparse.Namespace) -> Data:
 
 def label_loss(net: DANN, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """L_y alone, for `source` and `target`. x: uint8 [B, 3, H, W], y: int64 [B]."""
-    f = net.features(x)                                                              # [B, F]
+    f = net.features(x)  # [B, F]
     return {"L_y": F.cross_entropy(net.label_classifier(f).float(), y)}
 
 
@@ -181,11 +270,11 @@ def adversarial_losses(net: DANN, x_s: Tensor, y_s: Tensor, x_t: Tensor, lambda_
     batch's statistics. L_d = -mean log p(d_i | f_i) over both domains; the reversal hands G_f the gradient
     -lambda_p dL_d/df. Source: arXiv 1505.07818, equations 9 and 13 to 15.
     """
-    f_s, f_t = net.features(x_s), net.features(x_t)                                  # [B, F] each
-    d = torch.full((len(f_s) + len(f_t),), TARGET, device=f_s.device)                # [2B]
+    f_s, f_t = net.features(x_s), net.features(x_t)  # [B, F] each
+    d = torch.full((len(f_s) + len(f_t),), TARGET, device=f_s.device)  # [2B]
     d[: len(f_s)] = SOURCE
     L_y = F.cross_entropy(net.label_classifier(f_s).float(), y_s)
-    d_hat = net.domain_classifier(reverse_gradient(torch.cat([f_s, f_t]), lambda_p)).float()    # [2B, 2]
+    d_hat = net.domain_classifier(reverse_gradient(torch.cat([f_s, f_t]), lambda_p)).float()  # [2B, 2]
     L_d = F.cross_entropy(d_hat, d)
     return {"L_y": L_y, "L_d": L_d, "domain_accuracy": (d_hat.argmax(1) == d).float().mean()}
 
@@ -233,8 +322,10 @@ def open_folder(args: argparse.Namespace) -> Path:
     if args.resume or not folder.exists():
         return folder
     if not args.default_name:
-        raise UserError(f"run folder {folder} exists and is not overwritten; choose another --run_name, or go on in it "
-                        "with --resume.")
+        raise UserError(
+            f"run folder {folder} exists and is not overwritten; choose another --run_name, or go on in it "
+            "with --resume."
+        )
     number = 2
     while (args.save_dir / f"{args.run_name}-{number}").exists():
         number += 1
@@ -246,8 +337,11 @@ IRRELEVANT = {"resume", "num_workers", "save_dir", "data_root", "run_name", "def
 
 def plain_args(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments as plain values, for args.json, checkpoints and results."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
-            if name not in ("resume", "default_name")}
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(args).items()
+        if name not in ("resume", "default_name")
+    }
 
 
 def check_same_run(folder: Path, args: argparse.Namespace, total_steps: int) -> None:
@@ -257,8 +351,10 @@ def check_same_run(folder: Path, args: argparse.Namespace, total_steps: int) -> 
     other = [name for name, value in now.items() if name not in IRRELEVANT and before.get(name) != value]
     if other:
         names = ", ".join(f"{name} (was {before.get(name)}, is {now[name]})" for name in other)
-        raise UserError(f"--resume: the run in {folder} was started with other arguments: {names}; give the same ones "
-                        "or another --run_name.")
+        raise UserError(
+            f"--resume: the run in {folder} was started with other arguments: {names}; give the same ones "
+            "or another --run_name."
+        )
 
 
 def start_run(args: argparse.Namespace, folder: Path, data: Data, device: torch.device) -> Run:
@@ -269,8 +365,16 @@ def start_run(args: argparse.Namespace, folder: Path, data: Data, device: torch.
         total_steps = max(1, round(args.epochs * len(data.labelled) / args.batch_size))
     seed_step(args.seed, -1)
     net = DANN(len(data.classes), args.arch, args.size).to(device)
-    run = Run(args, folder, data, net, build_optimizer(net, args.train_mode, recipe),
-              choose_precision(args.precision, device), total_steps, kept=[])
+    run = Run(
+        args,
+        folder,
+        data,
+        net,
+        build_optimizer(net, args.train_mode, recipe),
+        choose_precision(args.precision, device),
+        total_steps,
+        kept=[],
+    )
     if args.resume and (folder / "args.json").exists():
         check_same_run(folder, args, total_steps)
     if args.resume and (folder / "last.pt").exists():
@@ -286,8 +390,9 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
     """Take up weights, optimizer and counters of a checkpoint; UserError when it cannot be gone on from."""
     path, state = run.folder / "last.pt", checkpoint["resume"]
     if state is None or checkpoint["args"]["classes"] != run.data.classes:
-        raise UserError(f"{path} cannot be gone on from: it is of other classes or holds no optimizer; "
-                        "use another --run_name.")
+        raise UserError(
+            f"{path} cannot be gone on from: it is of other classes or holds no optimizer; use another --run_name."
+        )
     run.net.load_state_dict(checkpoint["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.step, run.kept = checkpoint["step"], state["kept"]
@@ -296,12 +401,27 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
 
 
 def make_checkpoint(run: Run, metrics: dict[str, Any], with_resume: bool) -> dict[str, Any]:
-    resume = {"optimizer": run.optimizer.state_dict(), "kept": run.kept, "seconds": metrics["seconds"],
-              "training_seconds": run.training_seconds, "images_seen": run.images_seen,
-              "distance_before": run.distance_before} if with_resume else None
-    return {"model": run.net.state_dict(), "model_args": run.net.arguments,
-            "args": {**plain_args(run.args), "classes": run.data.classes}, "step": run.step, "metrics": metrics,
-            "versions": versions(), "resume": resume}
+    resume = (
+        {
+            "optimizer": run.optimizer.state_dict(),
+            "kept": run.kept,
+            "seconds": metrics["seconds"],
+            "training_seconds": run.training_seconds,
+            "images_seen": run.images_seen,
+            "distance_before": run.distance_before,
+        }
+        if with_resume
+        else None
+    )
+    return {
+        "model": run.net.state_dict(),
+        "model_args": run.net.arguments,
+        "args": {**plain_args(run.args), "classes": run.data.classes},
+        "step": run.step,
+        "metrics": metrics,
+        "versions": versions(),
+        "resume": resume,
+    }
 
 
 def save_run(run: Run, metrics: dict[str, Any]) -> None:
@@ -324,8 +444,11 @@ def train(run: Run, log: RunLog, began: float) -> bool:
     """Train to the last step, validating and saving on the way; False when Ctrl-C stopped it at a step's end."""
     args, device = run.args, run.net.device
     labelled = Batches(run.data.labelled, args.batch_size, args.seed, SOURCE, device)
-    unlabelled = (Batches(run.data.unlabelled, args.batch_size, args.seed, TARGET, device)
-                  if run.data.unlabelled is not None else None)
+    unlabelled = (
+        Batches(run.data.unlabelled, args.batch_size, args.seed, TARGET, device)
+        if run.data.unlabelled is not None
+        else None
+    )
     images_a_step = args.batch_size * (2 if unlabelled else 1)
     val_period = args.val_period or max(1, run.total_steps // 10)
     lambda_max = RECIPES[args.recipe].lambda_max if unlabelled else 0.0
@@ -344,14 +467,17 @@ def train(run: Run, log: RunLog, began: float) -> bool:
             x, y = labelled(run.step)
             assert y is not None
             with torch.autocast(device.type, run.precision, enabled=run.precision != torch.float32):
-                losses = (adversarial_losses(run.net, x, y, unlabelled(run.step)[0], lambda_p) if unlabelled
-                          else label_loss(run.net, x, y))
+                losses = (
+                    adversarial_losses(run.net, x, y, unlabelled(run.step)[0], lambda_p)
+                    if unlabelled
+                    else label_loss(run.net, x, y)
+                )
             train_step(run.net, run.optimizer, losses)
             run.step += 1
             run.images_seen += images_a_step
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0) + value.detach()
-            progress.update(1, lambda: describe(losses, lambda_p, run, run.training_seconds + time.monotonic() - mark))
+            progress.update(1, partial(describe, losses, lambda_p, run, mark))
             if run.step % val_period == 0 or run.step == run.total_steps or interrupt.raised:
                 means = {name: value.item() / (run.step - since) for name, value in totals.items()}
                 run.training_seconds += time.monotonic() - mark
@@ -369,17 +495,28 @@ def check_finite(run: Run, means: dict[str, float], lr: float) -> None:
     """UserError when a loss is nan or infinite, before anything is saved."""
     bad = [name for name, value in means.items() if not abs(value) < float("inf")]
     if bad:
-        good = f"the last good checkpoint is {run.folder / 'last.pt'}" if (run.folder / "last.pt").exists() else \
-            "no checkpoint was written before"
-        raise UserError(f"{bad[0]} is no finite number before step {run.step} (learning rate {lr:.2g}); {good}; start "
-                        "again with a smaller -lr or with --precision fp32.")
+        good = (
+            f"the last good checkpoint is {run.folder / 'last.pt'}"
+            if (run.folder / "last.pt").exists()
+            else "no checkpoint was written before"
+        )
+        raise UserError(
+            f"{bad[0]} is no finite number before step {run.step} (learning rate {lr:.2g}); {good}; start "
+            "again with a smaller -lr or with --precision fp32."
+        )
 
 
 def validate(run: Run, means: dict[str, float], lambda_p: float, lr: float, seconds: float) -> dict[str, Any]:
     """One line of metrics.jsonl: losses since the last line, accuracies now; None (null) for what was not measured."""
     return {
-        "step": run.step, "seconds": round(seconds, 3), "p": run.step / run.total_steps, "lambda": lambda_p, "lr": lr,
-        "L_y": means["L_y"], "L_d": means.get("L_d"), "domain_accuracy": means.get("domain_accuracy"),
+        "step": run.step,
+        "seconds": round(seconds, 3),
+        "p": run.step / run.total_steps,
+        "lambda": lambda_p,
+        "lr": lr,
+        "L_y": means["L_y"],
+        "L_d": means.get("L_d"),
+        "domain_accuracy": means.get("domain_accuracy"),
         "source_val_accuracy": accuracy(run.net, run.data.source_val),
         "target_val_accuracy": accuracy(run.net, run.data.target_val),
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
@@ -390,8 +527,9 @@ def shown(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def describe(losses: dict[str, Tensor], lambda_p: float, run: Run, seconds: float) -> str:
-    """Words of the progress bar."""
+def describe(losses: dict[str, Tensor], lambda_p: float, run: Run, mark: float) -> str:
+    """Words of the progress bar; `mark` is when training went on after the last validation."""
+    seconds = run.training_seconds + time.monotonic() - mark
     loss = sum(value.item() for name, value in losses.items() if name.startswith("L_"))
     domain = f", domain acc {losses['domain_accuracy'].item():.2f}, lambda {lambda_p:.2f}" if "L_d" in losses else ""
     return f"loss {loss:.3f}{domain}, {run.images_seen / max(seconds, 1e-9):.0f} images/s"
@@ -399,34 +537,48 @@ def describe(losses: dict[str, Tensor], lambda_p: float, run: Run, seconds: floa
 
 def summary(line: dict[str, Any], total_steps: int) -> str:
     """A validation in one line."""
-    return (f"step {line['step']}/{total_steps}  L_y {line['L_y']:.3f}  L_d {shown(line['L_d'])}  "
-            f"lambda {line['lambda']:.2f}  domain acc {shown(line['domain_accuracy'], 2)}  "
-            f"val accuracy: source {shown(line['source_val_accuracy'], 4)} target {shown(line['target_val_accuracy'], 4)}")
+    return (
+        f"step {line['step']}/{total_steps}  L_y {line['L_y']:.3f}  L_d {shown(line['L_d'])}  "
+        f"lambda {line['lambda']:.2f}  domain acc {shown(line['domain_accuracy'], 2)}  "
+        f"val accuracy: source {shown(line['source_val_accuracy'], 4)} "
+        f"target {shown(line['target_val_accuracy'], 4)}"
+    )
 
 
 def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
-    """Measure the selected checkpoint, draw the curves and write result.json, last, as the sign that the run is done."""
+    """Measure the selected checkpoint, draw the curves, and write result.json last, as the sign that all is done."""
     assert run.kept is not None
     name = "last.pt" if run.args.select == "last" else run.kept[0]["name"]
     selected = load_checkpoint(run.folder / name)
     run.net.load_state_dict(selected["model"])
     after = domain_distance(run.net, run.data.source_val, run.data.target_val)
     draw_curves({run.folder.name: log.lines}, run.folder / "curves.png")
-    sizes = {"labelled_train": run.data.labelled, "unlabelled_train": run.data.unlabelled,
-             "source_val": run.data.source_val, "target_val": run.data.target_val}
+    sizes = {
+        "labelled_train": run.data.labelled,
+        "unlabelled_train": run.data.unlabelled,
+        "source_val": run.data.source_val,
+        "target_val": run.data.target_val,
+    }
     result = {
         "target_val_accuracy": selected["metrics"]["target_val_accuracy"],
         "source_val_accuracy": selected["metrics"]["source_val_accuracy"],
         "proxy_a_distance": {"untrained": run.distance_before, "trained": after},
         "seconds": round(run.seconds_before + time.monotonic() - began, 2),
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
-        "steps": run.total_steps, "seed": run.args.seed, "select": run.args.select,
-        "selected_step": selected["step"], "checkpoint": name,
+        "steps": run.total_steps,
+        "seed": run.args.seed,
+        "select": run.args.select,
+        "selected_step": selected["step"],
+        "checkpoint": name,
         "images": {key: len(domain) if domain is not None else None for key, domain in sizes.items()},
-        "parameters": sum(p.numel() for part in (run.net.feature_extractor, run.net.label_classifier)
-                          for p in part.parameters()),
-        "command": command, "args": plain_args(run.args), "versions": versions(),
-        "device": describe_device(run.net.device), "precision": str(run.precision).removeprefix("torch."),
+        "parameters": sum(
+            p.numel() for part in (run.net.feature_extractor, run.net.label_classifier) for p in part.parameters()
+        ),
+        "command": command,
+        "args": plain_args(run.args),
+        "versions": versions(),
+        "device": describe_device(run.net.device),
+        "precision": str(run.precision).removeprefix("torch."),
     }
     write_json(run.folder / "result.json", result)
     return result
@@ -454,8 +606,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(f"stopped at step {run.step} of {run.total_steps}; go on with:\n{again}\n{folder}")
         return {"folder": str(folder), "interrupted": True}
     result = finish(run, log, began, command)
-    print(f"{args.train_mode}: target val accuracy {shown(result['target_val_accuracy'], 5)}, "
-          f"source val accuracy {shown(result['source_val_accuracy'], 5)}, {result['seconds']:.0f} s\n{folder}")
+    print(
+        f"{args.train_mode}: target val accuracy {shown(result['target_val_accuracy'], 5)}, "
+        f"source val accuracy {shown(result['source_val_accuracy'], 5)}, {result['seconds']:.0f} s\n{folder}"
+    )
     return {**result, "folder": str(folder)}
 
 

@@ -30,8 +30,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out_path", type=Path, required=True, metavar="DIR", help="folder for the figures")
     parser.add_argument("--source_file", metavar="NAME", help="source domain (default: the checkpoint's)")
     parser.add_argument("--target_file", metavar="NAME", help="target domain (default: the checkpoint's)")
-    parser.add_argument("--limit", type=bounded(int, 10, 20000), default=1000, metavar="N",
-                        help="images of each domain at most, drawn at random (default: 1000)")
+    parser.add_argument(
+        "--limit",
+        type=bounded(int, 10, 20000),
+        default=1000,
+        metavar="N",
+        help="images of each domain at most, drawn at random (default: 1000)",
+    )
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of the drawing and of t-SNE (default: 0)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to compute features (default: auto)")
     return parser
@@ -71,42 +76,63 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     file = resolve_checkpoint(args.checkpoint)
     checkpoint = load_checkpoint(file)
     net, classes = build_network(file, checkpoint, choose_device(args.device))
-    names = [args.source_file or checkpoint["args"].get("source_file"),
-             args.target_file or checkpoint["args"].get("target_file")]
+    names = [
+        args.source_file or checkpoint["args"].get("source_file"),
+        args.target_file or checkpoint["args"].get("target_file"),
+    ]
     for flag, name in zip(("--source_file", "--target_file"), names, strict=True):
         if name is None:
             raise UserError(f"{file} does not say its domain; give {flag}.")
     full = [read_validation(args, name, classes, net.arguments["size"]) for name in names]
     f_full, p_full = zip(*(predict(net, domain.images) for domain in full), strict=True)
-    accuracies = [None if domain.labels is None else (p.argmax(1) == domain.labels).float().mean().item()
-                  for domain, p in zip(full, p_full, strict=True)]
+    accuracies = [
+        None if domain.labels is None else (p.argmax(1) == domain.labels).sum().item() / len(domain)
+        for domain, p in zip(full, p_full, strict=True)
+    ]
     distance = proxy_a_distance(f_full[0], f_full[1])
     drawn = [draw_sample(domain, args.limit, args.seed) for domain in full]
     f, p = zip(*(predict(net, domain.images) for domain in drawn), strict=True)
     points = embed(torch.cat(f).numpy(), args.seed)
     domains = np.repeat([0, 1], [len(domain) for domain in drawn])
-    labels = np.concatenate([np.full(len(domain), -1) if domain.labels is None else domain.labels.numpy()
-                             for domain in drawn])
-    words = [f"{name} (n = {len(domain)}" + (")" if share is None else f", accuracy {share:.3f})")
-             for name, domain, share in zip(names, full, accuracies, strict=True)]
+    labels = np.concatenate(
+        [np.full(len(domain), -1) if domain.labels is None else domain.labels.numpy() for domain in drawn]
+    )
+    words = [
+        f"{name} (n = {len(domain)}" + (")" if share is None else f", accuracy {share:.3f})")
+        for name, domain, share in zip(names, full, accuracies, strict=True)
+    ]
     stated = checkpoint["args"]
-    how = f"{stated.get('train_mode', 'published dann')}, recipe {stated.get('recipe', 'unknown')}, " \
-          f"{net.arguments['arch']} network"
-    title = (f"{words[0]} -> {words[1]}\n{how}; proxy A-distance {distance:.2f}; "
-             f"{len(drawn[0])} + {len(drawn[1])} validation images drawn")
+    how = (
+        f"{stated.get('train_mode', 'published dann')}, recipe {stated.get('recipe', 'unknown')}, "
+        f"{net.arguments['arch']} network"
+    )
+    title = (
+        f"{words[0]} -> {words[1]}\n{how}; proxy A-distance {distance:.2f}; "
+        f"{len(drawn[0])} + {len(drawn[1])} validation images drawn"
+    )
     args.out_path.mkdir(parents=True, exist_ok=True)
     draw_by_class(points, domains, labels, classes, names, title, args.out_path / "latent_by_class.png")
     draw_by_domain(points, domains, names, title, args.out_path / "latent_by_domain.png")
     predicted = torch.cat(p).argmax(1).tolist()
-    table = pd.DataFrame({
-        "image_name": [name for domain in drawn for name in domain.names], "domain": [names[d] for d in domains],
-        "label": [classes[k] if k >= 0 else "" for k in labels], "prediction": [classes[k] for k in predicted],
-        "x": points[:, 0], "y": points[:, 1]})
+    table = pd.DataFrame(
+        {
+            "image_name": [name for domain in drawn for name in domain.names],
+            "domain": [names[d] for d in domains],
+            "label": [classes[k] if k >= 0 else "" for k in labels],
+            "prediction": [classes[k] for k in predicted],
+            "x": points[:, 0],
+            "y": points[:, 1],
+        }
+    )
     with atomic_path(args.out_path / "latent.csv") as part:
         table.to_csv(part, index=False, float_format="%.4f")
     print(f"{title}\n{args.out_path}")
-    return {"out_path": str(args.out_path), "accuracy": dict(zip(names, accuracies, strict=True)),
-            "proxy_a_distance": distance, "count": len(points)}
+    return {
+        "out_path": str(args.out_path),
+        "accuracy": dict(zip(names, accuracies, strict=True)),
+        "proxy_a_distance": distance,
+        "count": len(points),
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every script needs: errors in one sentence, seed, device, precision, atomic files, checkpoints, run log, progress."""
+"""What every script needs: errors in one sentence, seed, device, precision, atomic files, run log, progress."""
 
 import argparse
 import contextlib
@@ -217,8 +217,16 @@ class Progress:
         self.done, self.start, self.began = start, start, time.monotonic()
         self.printed = self.began
         self.terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=total, initial=start, desc=label, unit=unit, disable=not self.terminal, leave=False,
-                        dynamic_ncols=True, mininterval=0.2)
+        self.bar = tqdm(
+            total=total,
+            initial=start,
+            desc=label,
+            unit=unit,
+            disable=not self.terminal,
+            leave=False,
+            dynamic_ncols=True,
+            mininterval=0.2,
+        )
 
     def update(self, count: int, note: Callable[[], str] | None = None) -> None:
         """Advance by `count`; `note` gives further words and is only called when they are shown."""
@@ -233,8 +241,12 @@ class Progress:
             rate = (self.done - self.start) / (now - self.began)
             left = (self.total - self.done) / rate if rate else float("nan")
             words = f", {note()}" if note else ""
-            print(f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, "
-                  f"{left:.0f} s left{words}", file=sys.stderr, flush=True)
+            print(
+                f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, "
+                f"{left:.0f} s left{words}",
+                file=sys.stderr,
+                flush=True,
+            )
             self.printed = now
 
     def say(self, text: str) -> None:
@@ -269,5 +281,3 @@ class InterruptFlag:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
-
-

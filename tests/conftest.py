@@ -37,8 +37,19 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dann_run(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of a short dann run on `small_data`. Read only."""
     save_dir = tmp_path_factory.mktemp("runs")
-    outcome = train.main(["--data_root", str(small_data), "--train_mode", "dann", "--target_file", "usps",
-                          "--save_dir", str(save_dir), *QUICK])
+    outcome = train.main(
+        [
+            "--data_root",
+            str(small_data),
+            "--train_mode",
+            "dann",
+            "--target_file",
+            "usps",
+            "--save_dir",
+            str(save_dir),
+            *QUICK,
+        ]
+    )
     return Path(outcome["folder"])
 
 

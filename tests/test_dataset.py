@@ -43,7 +43,12 @@ def test_a_domain_is_read_into_one_contiguous_uint8_tensor(small_data: Path) -> 
 def test_each_image_is_decoded_once(small_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
     original = dataset.read_image
-    monkeypatch.setattr(dataset, "read_image", lambda path, size: (opened.append(path), original(path, size))[1])
+
+    def counting(path: Path, size: int) -> np.ndarray | str:
+        opened.append(path)
+        return original(path, size)
+
+    monkeypatch.setattr(dataset, "read_image", counting)
     listing = list_split(small_data, "usps", "train", True)
     assert listing is not None
     domain = read_domain(listing, None, 28, 2)
@@ -127,24 +132,33 @@ def test_a_huge_image_is_taken_for_a_bomb_before_it_is_decoded(tmp_path: Path) -
     assert read_image(tmp_path / "x.png", 28) == "20000x3000 pixels are more than 50000000"
 
 
-@pytest.mark.parametrize("csv", [
-    "image_name,label\na.png,1\nb.png,2\n",
-    "\ufeffimage_name,label\r\na.png,1\r\nb.png,2\r\n",
-    "label,other,image_name\n1,x,a.png\n2,y,b.png\n",
-    "image_name, label\na.png, 1\nb.png, 2\n",
-    '"image_name","label"\n"a.png","1"\n"b.png","2"\n',
-])
+@pytest.mark.parametrize(
+    "csv",
+    [
+        "image_name,label\na.png,1\nb.png,2\n",
+        "\ufeffimage_name,label\r\na.png,1\r\nb.png,2\r\n",
+        "label,other,image_name\n1,x,a.png\n2,y,b.png\n",
+        "image_name, label\na.png, 1\nb.png, 2\n",
+        '"image_name","label"\n"a.png","1"\n"b.png","2"\n',
+    ],
+)
 def test_a_csv_is_read_however_it_was_written(csv: str, tmp_path: Path) -> None:
     assert labels_of(folder_with(tmp_path, csv)) == ["1", "2"]
 
 
-@pytest.mark.parametrize(("csv", "sentence"), [
-    ("name,label\na.png,1\n", "{csv} has no column image_name; its first line must be image_name,label."),
-    ("image_name,label\n", "{csv} lists no image; add rows or remove the file."),
-    ("image_name,label\na.png,1\nb.png,\n", "{csv} row 3: no label for b.png; fill it in or remove the row."),
-    ("image_name,label\n../x.png,1\n", "{csv} row 2: image_name '../x.png' must be a path inside {home}."),
-    ("image_name,label\na.png,1\n/etc/x.png,1\n", "{csv} row 3: image_name '/etc/x.png' must be a path inside {home}."),
-])
+@pytest.mark.parametrize(
+    ("csv", "sentence"),
+    [
+        ("name,label\na.png,1\n", "{csv} has no column image_name; its first line must be image_name,label."),
+        ("image_name,label\n", "{csv} lists no image; add rows or remove the file."),
+        ("image_name,label\na.png,1\nb.png,\n", "{csv} row 3: no label for b.png; fill it in or remove the row."),
+        ("image_name,label\n../x.png,1\n", "{csv} row 2: image_name '../x.png' must be a path inside {home}."),
+        (
+            "image_name,label\na.png,1\n/etc/x.png,1\n",
+            "{csv} row 3: image_name '/etc/x.png' must be a path inside {home}.",
+        ),
+    ],
+)
 def test_a_csv_that_is_not_usable_is_refused_in_one_sentence(csv: str, sentence: str, tmp_path: Path) -> None:
     root = folder_with(tmp_path, csv)
     with pytest.raises(UserError) as refusal:
@@ -163,8 +177,10 @@ def test_a_listed_image_that_is_absent_is_refused_with_its_row(tmp_path: Path) -
     assert listing is not None
     with pytest.raises(UserError) as refusal:
         read_domain(listing, ["1", "2"], 28, 1)
-    assert str(refusal.value) == (f"{root / 'd' / 'train.csv'} row 3: {root / 'd' / 'data' / 'absent.png'}: no such "
-                                  "file; restore the image or remove the row.")
+    assert str(refusal.value) == (
+        f"{root / 'd' / 'train.csv'} row 3: {root / 'd' / 'data' / 'absent.png'}: no such "
+        "file; restore the image or remove the row."
+    )
 
 
 def test_a_label_outside_the_classes_is_refused_with_its_row(tmp_path: Path) -> None:
@@ -178,8 +194,9 @@ def test_a_missing_domain_is_refused_with_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "usps").mkdir()
     with pytest.raises(UserError) as refusal:
         list_split(tmp_path, "svhn", "train", True)
-    assert str(refusal.value) == (f"domain folder {tmp_path / 'svhn'} does not exist; --data_root {tmp_path} holds: "
-                                  "usps.")
+    assert str(refusal.value) == (
+        f"domain folder {tmp_path / 'svhn'} does not exist; --data_root {tmp_path} holds: usps."
+    )
 
 
 def test_without_labels_the_label_column_is_not_read(tmp_path: Path) -> None:
@@ -226,8 +243,9 @@ def test_images_that_val_lists_are_not_trained_on(small_data: Path, tmp_path: Pa
 def numbered(count: int) -> Domain:
     """A domain whose images and labels are their own row numbers."""
     rows = torch.arange(count)
-    return Domain(rows.to(torch.uint8).view(-1, 1, 1, 1).expand(count, 2, 2, 3).contiguous(), rows,
-                  [str(i) for i in range(count)])
+    return Domain(
+        rows.to(torch.uint8).view(-1, 1, 1, 1).expand(count, 2, 2, 3).contiguous(), rows, [str(i) for i in range(count)]
+    )
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(10, 4), (7, 7), (3, 8), (100, 33)])

@@ -50,8 +50,18 @@ def test_each_architecture_maps_images_to_class_and_domain_logits(arch: str) -> 
 def test_the_published_architecture_has_the_published_layers() -> None:
     net = DANN(10, "published")
     kinds = [type(layer).__name__ for layer in net.feature_extractor]
-    assert kinds == ["Conv2d", "BatchNorm2d", "MaxPool2d", "ReLU", "Conv2d", "BatchNorm2d", "Dropout2d", "MaxPool2d",
-                     "ReLU", "Flatten"]
+    assert kinds == [
+        "Conv2d",
+        "BatchNorm2d",
+        "MaxPool2d",
+        "ReLU",
+        "Conv2d",
+        "BatchNorm2d",
+        "Dropout2d",
+        "MaxPool2d",
+        "ReLU",
+        "Flatten",
+    ]
     assert net.features(torch.zeros(2, 3, 28, 28, dtype=torch.uint8)).shape == (2, 800)
     shapes = {name: tuple(value.shape) for name, value in net.state_dict().items() if name.endswith("weight")}
     assert shapes["feature_extractor.0.weight"] == (64, 3, 5, 5)

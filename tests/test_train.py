@@ -14,19 +14,31 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import QUICK, same_tensors, write_domain
 
 import inference
 import train
 from checkpoint import load_checkpoint
-from conftest import QUICK, same_tensors, write_domain
 from dataset import list_split
 from model import DANN
 from utils import UserError, read_metrics
 
 
 def run(root: Path, save_dir: Path, mode: str = "dann", target: str = "usps", *more: str) -> dict[str, Any]:
-    return train.main(["--data_root", str(root), "--train_mode", mode, "--target_file", target, "--save_dir",
-                       str(save_dir), *QUICK, *more])
+    return train.main(
+        [
+            "--data_root",
+            str(root),
+            "--train_mode",
+            mode,
+            "--target_file",
+            target,
+            "--save_dir",
+            str(save_dir),
+            *QUICK,
+            *more,
+        ]
+    )
 
 
 def weights(outcome: dict[str, Any], name: str = "last.pt") -> dict[str, torch.Tensor]:
@@ -115,11 +127,13 @@ def test_a_step_uses_the_gradient_of_that_step_alone() -> None:
 
 
 def test_source_and_target_pass_batchnorm_apart() -> None:
-    """Mixed statistics by accident are a fault of public code: here the source's features do not depend on the target."""
+    """Statistics mixed by accident are a fault of public code: the source's features do not depend on the target."""
     x_s, y_s, x_t = batch()
     other = batch(seed=1)[2]
-    assert torch.equal(train.adversarial_losses(build(), x_s, y_s, x_t, 1.0)["L_y"],
-                       train.adversarial_losses(build(), x_s, y_s, other, 1.0)["L_y"])
+    assert torch.equal(
+        train.adversarial_losses(build(), x_s, y_s, x_t, 1.0)["L_y"],
+        train.adversarial_losses(build(), x_s, y_s, other, 1.0)["L_y"],
+    )
 
 
 @pytest.mark.parametrize("mode", train.MODES)
@@ -175,11 +189,15 @@ def test_source_mode_never_sees_a_target_image(small_data: Path, tmp_path: Path)
     other = shutil.copytree(small_data, tmp_path / "other")
     shutil.rmtree(other / "usps")
     write_domain(other / "usps", {"train": 30, "val": 20}, seed=9)
-    assert same_tensors(weights(run(small_data, tmp_path / "a", "source")), weights(run(other, tmp_path / "b", "source")))
+    assert same_tensors(
+        weights(run(small_data, tmp_path / "a", "source")), weights(run(other, tmp_path / "b", "source"))
+    )
 
 
 def test_source_mode_needs_no_target(small_data: Path, tmp_path: Path) -> None:
-    outcome = train.main(["--data_root", str(small_data), "--train_mode", "source", "--save_dir", str(tmp_path), *QUICK])
+    outcome = train.main(
+        ["--data_root", str(small_data), "--train_mode", "source", "--save_dir", str(tmp_path), *QUICK]
+    )
     assert outcome["target_val_accuracy"] is None
     assert outcome["source_val_accuracy"] is not None
 
@@ -216,14 +234,30 @@ def test_lambda_does_not_depend_on_how_many_images_a_domain_has(small_data: Path
     root = shutil.copytree(small_data, tmp_path / "root")
     shutil.rmtree(root / "usps")
     write_domain(root / "usps", {"train": 130, "val": 20})
-    logs = [read_metrics(Path(run(data, tmp_path / name)["folder"]) / "metrics.jsonl")
-            for name, data in (("a", small_data), ("b", root))]
+    logs = [
+        read_metrics(Path(run(data, tmp_path / name)["folder"]) / "metrics.jsonl")
+        for name, data in (("a", small_data), ("b", root))
+    ]
     assert [line["lambda"] for line in logs[0]] == [line["lambda"] for line in logs[1]]
 
 
-def test_epochs_count_passes_over_the_labelled_domain_and_max_steps_goes_first(small_data: Path, tmp_path: Path) -> None:
-    base = ["--data_root", str(small_data), "--train_mode", "dann", "--target_file", "usps", "--save_dir", str(tmp_path),
-            "-bs", "8", "-ep", "2"]
+def test_epochs_count_passes_over_the_labelled_domain_and_max_steps_goes_first(
+    small_data: Path, tmp_path: Path
+) -> None:
+    base = [
+        "--data_root",
+        str(small_data),
+        "--train_mode",
+        "dann",
+        "--target_file",
+        "usps",
+        "--save_dir",
+        str(tmp_path),
+        "-bs",
+        "8",
+        "-ep",
+        "2",
+    ]
     assert train.main(base)["steps"] == 10  # 40 images, 8 a step
     assert train.main([*base, "--max_steps", "3"])["steps"] == 3
 
@@ -232,24 +266,51 @@ def test_a_line_of_the_log_has_what_the_contract_names(dann_run: Path) -> None:
     lines = read_metrics(dann_run / "metrics.jsonl")
     assert [line["step"] for line in lines] == [6, 12]
     for line in lines:
-        assert {"step", "seconds", "lambda", "L_y", "L_d", "domain_accuracy", "source_val_accuracy",
-                "target_val_accuracy"} <= set(line)
+        assert {
+            "step",
+            "seconds",
+            "lambda",
+            "L_y",
+            "L_d",
+            "domain_accuracy",
+            "source_val_accuracy",
+            "target_val_accuracy",
+        } <= set(line)
         assert 0 <= line["domain_accuracy"] <= 1
     assert lines[0]["seconds"] < lines[1]["seconds"]
 
 
 def test_a_result_has_what_the_contract_names(dann_run: Path) -> None:
     result = json.loads((dann_run / "result.json").read_text())
-    assert {"target_val_accuracy", "source_val_accuracy", "seconds", "images_per_second", "steps", "seed", "select",
-            "command", "args", "versions", "device", "proxy_a_distance"} <= set(result)
+    assert {
+        "target_val_accuracy",
+        "source_val_accuracy",
+        "seconds",
+        "images_per_second",
+        "steps",
+        "seed",
+        "select",
+        "command",
+        "args",
+        "versions",
+        "device",
+        "proxy_a_distance",
+    } <= set(result)
     assert result["select"] == "last"
     assert result["selected_step"] == result["steps"] == 12
     assert result["command"].startswith("python train.py --data_root ")
-    assert sorted(file.name for file in dann_run.iterdir()) == ["args.json", "curves.png", "last.pt", "metrics.jsonl",
-                                                                "result.json"]
+    assert sorted(file.name for file in dann_run.iterdir()) == [
+        "args.json",
+        "curves.png",
+        "last.pt",
+        "metrics.jsonl",
+        "result.json",
+    ]
 
 
-def test_the_reported_accuracy_is_that_of_the_checkpoint_on_val(dann_run: Path, small_data: Path, tmp_path: Path) -> None:
+def test_the_reported_accuracy_is_that_of_the_checkpoint_on_val(
+    dann_run: Path, small_data: Path, tmp_path: Path
+) -> None:
     """Evaluation on the training loader, and other preprocessing in prediction, are faults of public code."""
     listing = list_split(small_data, "usps", "val", True)
     assert listing is not None
@@ -280,8 +341,9 @@ def test_a_domain_smaller_than_a_batch_and_an_odd_rest_train(small_data: Path, t
 
 
 @pytest.mark.parametrize("mode", train.MODES)
-def test_the_same_seed_gives_identical_weights_and_another_seed_does_not(mode: str, small_data: Path,
-                                                                         tmp_path: Path) -> None:
+def test_the_same_seed_gives_identical_weights_and_another_seed_does_not(
+    mode: str, small_data: Path, tmp_path: Path
+) -> None:
     auto = ("--precision", "auto")
     first, second = (weights(run(small_data, tmp_path / name, mode, "usps", *auto)) for name in "ab")
     assert same_tensors(first, second)
@@ -289,16 +351,18 @@ def test_the_same_seed_gives_identical_weights_and_another_seed_does_not(mode: s
     assert not same_tensors(first, other)
 
 
-def test_when_it_validates_and_with_how_many_threads_it_reads_does_not_change_the_weights(small_data: Path,
-                                                                                          tmp_path: Path) -> None:
+def test_when_it_validates_and_with_how_many_threads_it_reads_does_not_change_the_weights(
+    small_data: Path, tmp_path: Path
+) -> None:
     first = run(small_data, tmp_path / "a", "dann", "usps", "--val_period", "1")
     second = run(small_data, tmp_path / "b", "dann", "usps", "--val_period", "12", "--num_workers", "3")
     assert same_tensors(weights(first), weights(second))
 
 
 @pytest.mark.parametrize("arch", ["small", "published"])
-def test_an_interrupted_run_goes_on_to_identical_weights(arch: str, small_data: Path, tmp_path: Path,
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_goes_on_to_identical_weights(
+    arch: str, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = run(small_data, tmp_path / "a", "dann", "usps", "--arch", arch)
     step, calls = train.train_step, iter(range(100))
 
@@ -320,10 +384,27 @@ def test_an_interrupted_run_goes_on_to_identical_weights(arch: str, small_data: 
 
 
 def test_ctrl_c_leaves_a_usable_checkpoint_and_says_how_to_go_on(small_data: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "train.py", "--data_root", str(small_data), "--train_mode", "dann", "--target_file",
-               "usps", "--save_dir", str(tmp_path), "-bs", "16", "--max_steps", "100000", "--val_period", "2"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          cwd=Path(train.__file__).parent) as process:
+    command = [
+        sys.executable,
+        "train.py",
+        "--data_root",
+        str(small_data),
+        "--train_mode",
+        "dann",
+        "--target_file",
+        "usps",
+        "--save_dir",
+        str(tmp_path),
+        "-bs",
+        "16",
+        "--max_steps",
+        "100000",
+        "--val_period",
+        "2",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(train.__file__).parent
+    ) as process:
         log = tmp_path / "dann_usps_paper_seed0" / "metrics.jsonl"
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not (log.exists() and log.read_text()):
@@ -369,7 +450,8 @@ SOURCE_ACCURACY, TARGET_ACCURACY = [0.5, 0.9, 0.7, 0.6], [0.8, 0.1, 0.2, 0.3]
 
 @pytest.mark.parametrize(("select", "step"), [("last", 12), ("source_val", 6), ("target_val", 3)])
 def test_the_checkpoint_is_picked_as_select_says_and_by_default_not_by_target_labels(
-        select: str, step: int, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    select: str, step: int, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_accuracies(monkeypatch, SOURCE_ACCURACY, TARGET_ACCURACY)
     more = () if select == "last" else ("--select", select)
     outcome = run(small_data, tmp_path, "dann", "usps", "--val_period", "3", *more)
@@ -380,8 +462,9 @@ def test_the_checkpoint_is_picked_as_select_says_and_by_default_not_by_target_la
 
 
 @pytest.mark.parametrize(("select", "steps"), [("source_val", [6, 9]), ("target_val", [3, 12]), ("last", [9, 12])])
-def test_topk_keeps_the_best_files_and_deletes_the_others(select: str, steps: list[int], small_data: Path,
-                                                          tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_topk_keeps_the_best_files_and_deletes_the_others(
+    select: str, steps: list[int], small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A top-k that deletes the wrong file is a fault of public code."""
     fake_accuracies(monkeypatch, SOURCE_ACCURACY, TARGET_ACCURACY)
     outcome = run(small_data, tmp_path, "dann", "usps", "--val_period", "3", "--select", select, "--topk", "2")
@@ -393,20 +476,24 @@ def test_topk_keeps_the_best_files_and_deletes_the_others(select: str, steps: li
 # Refusals
 
 
-@pytest.mark.parametrize(("change", "sentence"), [
-    (["--train_mode", "sauce"], "argument --train_mode: invalid choice: 'sauce'"),
-    (["--target_file", "mnistm"], "--source_file and --target_file are both mnistm; dann needs two domains."),
-    (["--target_file", "nowhere"], "nowhere does not exist; --data_root"),
-    (["-bs", "0"], "argument -bs/--batch_size: '0' is not a whole number of at least 2 and at most 65536"),
-    (["-lr", "nan"], "argument -lr/--learning_rate: 'nan' is not a number above 0 and at most 10"),
-    (["-ep", "-1"], "argument -ep/--epochs: '-1' is not a number above 0"),
-    (["--run_name", "../x"], "--run_name '../x' must be a plain folder name"),
-    (["--arch", "published", "--size", "32"], "--arch published takes images of 28x28, not --size 32"),
-    (["--select", "target_val", "--topk", "0"], "--topk 0 keeps no checkpoint for --select target_val"),
-    (["--lamda", "3"], "unrecognized arguments: --lamda 3"),
-])
-def test_a_refusal_is_one_sentence_and_leaves_nothing_behind(change: list[str], sentence: str, small_data: Path,
-                                                             tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (["--train_mode", "sauce"], "argument --train_mode: invalid choice: 'sauce'"),
+        (["--target_file", "mnistm"], "--source_file and --target_file are both mnistm; dann needs two domains."),
+        (["--target_file", "nowhere"], "nowhere does not exist; --data_root"),
+        (["-bs", "0"], "argument -bs/--batch_size: '0' is not a whole number of at least 2 and at most 65536"),
+        (["-lr", "nan"], "argument -lr/--learning_rate: 'nan' is not a number above 0 and at most 10"),
+        (["-ep", "-1"], "argument -ep/--epochs: '-1' is not a number above 0"),
+        (["--run_name", "../x"], "--run_name '../x' must be a plain folder name"),
+        (["--arch", "published", "--size", "32"], "--arch published takes images of 28x28, not --size 32"),
+        (["--select", "target_val", "--topk", "0"], "--topk 0 keeps no checkpoint for --select target_val"),
+        (["--lamda", "3"], "unrecognized arguments: --lamda 3"),
+    ],
+)
+def test_a_refusal_is_one_sentence_and_leaves_nothing_behind(
+    change: list[str], sentence: str, small_data: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError) as refusal:
         run(small_data, tmp_path / "runs", "dann", "usps", *change)
     assert sentence in str(refusal.value)
@@ -416,9 +503,24 @@ def test_a_refusal_is_one_sentence_and_leaves_nothing_behind(change: list[str], 
 
 def test_an_unknown_mode_ends_with_exit_code_2_and_one_line(small_data: Path, tmp_path: Path) -> None:
     """An unknown mode that silently trains on target labels is a fault of public code."""
-    done = subprocess.run([sys.executable, "train.py", "--data_root", str(small_data), "--train_mode", "danm",
-                           "--target_file", "usps", "--save_dir", str(tmp_path)], capture_output=True, text=True,
-                          cwd=Path(train.__file__).parent, check=False)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "train.py",
+            "--data_root",
+            str(small_data),
+            "--train_mode",
+            "danm",
+            "--target_file",
+            "usps",
+            "--save_dir",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=Path(train.__file__).parent,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("train.py: argument --train_mode: invalid choice: 'danm'")
@@ -444,15 +546,19 @@ def test_resuming_with_other_arguments_is_refused(small_data: Path, tmp_path: Pa
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(
-        small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = train.label_loss
     calls = iter(range(100))
-    monkeypatch.setattr(train, "label_loss", lambda net, x, y: {
-        name: value * (float("nan") if next(calls) == 8 else 1) for name, value in original(net, x, y).items()})
-    with pytest.raises(UserError, match=r"L_y is no finite number before step 12 .* the last good checkpoint is .*last"):
+    monkeypatch.setattr(
+        train,
+        "label_loss",
+        lambda net, x, y: {
+            name: value * (float("nan") if next(calls) == 8 else 1) for name, value in original(net, x, y).items()
+        },
+    )
+    with pytest.raises(UserError, match=r"L_y is no finite number before step 12 .* the last good checkpoint is .*"):
         run(small_data, tmp_path, "source")
     good = load_checkpoint(tmp_path / "source_usps_paper_seed0" / "last.pt")
     assert good["step"] == 6
     assert all(torch.isfinite(value).all() for value in good["model"].values())
-
-

@@ -1,0 +1,160 @@
+"""Prediction: whole or not at all, every readable image labelled, the rest named."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import stripes
+from PIL import Image
+
+import inference
+from checkpoint import build_network, load_checkpoint
+from dataset import find_images, read_images
+from metrics import predict
+from utils import UserError
+
+
+def predict_folder(run: Path, folder: Path, out: Path, *more: str) -> pd.DataFrame:
+    outcome = inference.main(["--checkpoint", str(run), "--test_loc", str(folder), "--out_path", str(out), *more])
+    return pd.read_csv(outcome["out_file"], dtype={"label": str})
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of ten images, two of them in subfolders."""
+    rng = np.random.default_rng(5)
+    for i in range(10):
+        place = tmp_path / "images" / ("" if i < 8 else f"sub{i}")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(stripes(i, rng)).save(place / f"{9 - i}.png")
+    return tmp_path / "images"
+
+
+def test_predictions_are_those_of_the_network_sorted_by_relative_name(
+    dann_run: Path, images: Path, tmp_path: Path
+) -> None:
+    table = predict_folder(dann_run, images, tmp_path / "out")
+    assert table.columns.tolist() == ["image_name", "label"]
+    assert table["image_name"].tolist() == sorted([*[f"{9 - i}.png" for i in range(8)], "sub8/1.png", "sub9/0.png"])
+    net, classes = build_network(dann_run, load_checkpoint(dann_run / "last.pt"), torch.device("cpu"))
+    pixels, _ = read_images(find_images(images), 28)
+    assert table["label"].tolist() == [classes[k] for k in predict(net, pixels)[1].argmax(1).tolist()]
+
+
+@pytest.mark.parametrize(("out", "file"), [("new/folder", "new/folder/pred.csv"), ("new/mine.csv", "new/mine.csv")])
+def test_out_path_is_a_folder_or_a_csv_name(out: str, file: str, dann_run: Path, images: Path, tmp_path: Path) -> None:
+    predict_folder(dann_run, images, tmp_path / out)
+    assert (tmp_path / file).is_file()
+
+
+def test_an_unreadable_image_is_named_and_the_rest_is_labelled(dann_run: Path, images: Path, tmp_path: Path) -> None:
+    (images / "bad.png").write_bytes(b"no image")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "inference.py",
+            "--checkpoint",
+            str(dann_run),
+            "--test_loc",
+            str(images),
+            "--out_path",
+            str(tmp_path / "out"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(inference.__file__).parent,
+    )
+    assert done.returncode == 1, done.stderr
+    assert f"left out {images}/bad.png: not a readable image (UnidentifiedImageError)" in done.stdout
+    table = pd.read_csv(tmp_path / "out" / "pred.csv")
+    assert len(table) == 10
+    assert "bad.png" not in table["image_name"].tolist()
+
+
+def test_the_answers_do_not_depend_on_batch_size_chunk_or_threads(
+    dann_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (images / "bad.png").write_bytes(b"")
+    whole = predict_folder(dann_run, images, tmp_path / "a", "--probs")
+    monkeypatch.setattr(inference, "CHUNK", 3)
+    parts = predict_folder(dann_run, images, tmp_path / "b", "--probs", "--batch_size", "2", "--num_workers", "1")
+    pd.testing.assert_frame_equal(whole, parts, atol=2e-6)
+
+
+def test_probs_add_a_column_per_class_and_the_confidence(dann_run: Path, images: Path, tmp_path: Path) -> None:
+    table = predict_folder(dann_run, images, tmp_path, "--probs")
+    columns = [f"p_{k}" for k in range(10)]
+    assert table.columns.tolist() == ["image_name", "label", *columns, "confidence"]
+    assert table[columns].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+    assert table["confidence"].tolist() == pytest.approx(table[columns].max(axis=1).tolist())
+    assert [f"p_{label}" for label in table["label"]] == table[columns].idxmax(axis=1).tolist()
+
+
+def test_an_old_file_is_replaced_only_by_a_whole_new_one(
+    dann_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pred.csv").write_text("old")
+
+    def fails(self: pd.DataFrame, path: Path, **_: object) -> None:
+        Path(path).write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", fails)
+    with pytest.raises(OSError, match="No space"):
+        predict_folder(dann_run, images, tmp_path)
+    assert (tmp_path / "pred.csv").read_text() == "old"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["images", "pred.csv"]
+
+
+def test_refusals_are_one_sentence_and_write_nothing(dann_run: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.png").write_bytes(b"no image")
+    (tmp_path / "file").touch()
+    out = str(tmp_path / "out")
+    cases = [
+        (dann_run, tmp_path / "absent", out, f"--test_loc {tmp_path}/absent is not a folder; name a folder of images."),
+        (dann_run, tmp_path / "empty", out, f"--test_loc {tmp_path}/empty holds no image; name a folder of images."),
+        (dann_run, tmp_path / "bad", out, f"none of the 1 images in {tmp_path}/bad is readable; nothing was written."),
+        (
+            tmp_path / "x.pt",
+            images,
+            out,
+            f"--checkpoint {tmp_path}/x.pt does not exist; name a run folder or a checkpoint file.",
+        ),
+        (
+            dann_run,
+            images,
+            str(tmp_path / "file"),
+            f"--out_path {tmp_path}/file is a file; name a folder or a file that ends in .csv.",
+        ),
+    ]
+    for checkpoint, folder, out_path, sentence in cases:
+        with pytest.raises(UserError) as refusal:
+            inference.main(["--checkpoint", str(checkpoint), "--test_loc", str(folder), "--out_path", out_path])
+        assert str(refusal.value) == sentence
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_published_commands_of_prediction_work_from_another_folder(
+    dann_run: Path, images: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "usps"
+    shutil.copytree(images, home)
+    project = Path(inference.__file__).parent
+    done = subprocess.run(
+        ["bash", str(project / "inference.sh"), "usps", "out"],
+        cwd=tmp_path,
+        text=True,
+        check=False,
+        capture_output=True,
+        env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "CHECKPOINT": str(dann_run)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(pd.read_csv(tmp_path / "out" / "pred.csv")) == 10

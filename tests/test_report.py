@@ -1,0 +1,95 @@
+"""The README's tables are those of results/, and runs can be compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import report
+from utils import UserError
+
+PROJECT = Path(report.__file__).parent
+
+
+def result(mode: str, target: str, seed: int, accuracy: float) -> dict[str, Any]:
+    return {
+        "target_val_accuracy": accuracy,
+        "source_val_accuracy": 0.9,
+        "seed": seed,
+        "select": "last",
+        "proxy_a_distance": {"untrained": 1.9, "trained": 1.5 if mode == "source" else 0.5},
+        "seconds": 60.0,
+        "images_per_second": 1000.0,
+        "images": {"target_val": 100 if target == "svhn" else 200},
+        "versions": {"torch": "2.9"},
+        "device": "cpu (x)",
+        "args": {"train_mode": mode, "target_file": target, "recipe": "paper", "arch": "small", "run_name": "r"},
+    }
+
+
+def write_results(folder: Path) -> None:
+    folder.mkdir()
+    for mode, base in (("source", 0.3), ("dann", 0.5)):
+        for target in ("svhn", "usps"):
+            for seed in range(3):
+                accuracy = base + 0.1 * seed
+                (folder / f"{mode}_{target}_{seed}.json").write_text(json.dumps(result(mode, target, seed, accuracy)))
+
+
+def test_the_readme_states_what_results_hold() -> None:
+    outcome = report.main(["--readme", str(PROJECT / "README.md"), "--check"])
+    assert outcome["changed"] is False
+
+
+def test_every_result_is_of_a_real_run_with_its_command() -> None:
+    for file in (PROJECT / "results").glob("*.json"):
+        content = json.loads(file.read_text())
+        assert content["command"].startswith("python "), file
+        assert content["select"] == "last", file
+        assert content["images"]["target_val"] in (321, 1459), file
+
+
+def test_a_cell_is_mean_deviation_and_worst_over_the_seeds(tmp_path: Path) -> None:
+    write_results(tmp_path / "results")
+    block = report.render(tmp_path / "results")
+    assert "| dann | paper, small | 0.600 ± 0.100 (worst 0.500) | 0.600 ± 0.100 (worst 0.500) | 0.50 ± 0.00 / " in block
+    assert "| source | paper, small | 0.400 ± 0.100 (worst 0.300) |" in block
+    assert "| dann | *published, best epoch by target labels* | *0.41745* | *0.82392* |" in block
+    assert "0.049 on SVHN (n = 100), 0.035 on USPS (n = 200)" in block  # sqrt(0.6 * 0.4 / n)
+
+
+def test_a_changed_result_makes_the_check_fail_and_the_rewrite_mends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_results(tmp_path / "results")
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(report.render, "__defaults__", (tmp_path / "results",))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\n{report.END}\nafter\n")
+    with pytest.raises(UserError, match="are not those of results/"):
+        report.main(["--readme", str(readme), "--check"])
+    report.main(["--readme", str(readme)])
+    report.main(["--readme", str(readme), "--check"])
+    assert readme.read_text().startswith("before\n")
+    assert readme.read_text().endswith("\nafter\n")
+
+
+def test_runs_are_compared_in_a_table_that_names_what_differs(dann_run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    changed = json.loads((dann_run / "result.json").read_text())
+    changed["args"]["learning_rate"] = 0.5
+    (other / "result.json").write_text(json.dumps(changed))
+    (other / "metrics.jsonl").write_text((dann_run / "metrics.jsonl").read_text())
+    table = report.main([str(dann_run), str(other), "--out_path", str(tmp_path / "curves.png")])["table"]
+    head, first, second = table.splitlines()
+    assert head.split()[-1] == "learning_rate"
+    assert first.split()[-1] == "0.002"
+    assert second.split()[-1] == "0.5"
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no result.json; name a finished run folder"):
+        report.main([str(tmp_path)])

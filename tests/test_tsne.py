@@ -1,0 +1,77 @@
+"""The latent-space figures are drawn from validation images and say what they show."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+import tsne
+from utils import UserError
+
+
+def test_two_figures_and_the_coordinates_are_written(dann_run: Path, small_data: Path, tmp_path: Path) -> None:
+    outcome = tsne.main(
+        ["--checkpoint", str(dann_run), "--data_root", str(small_data), "--out_path", str(tmp_path / "x")]
+    )
+    assert sorted(file.name for file in (tmp_path / "x").iterdir()) == [
+        "latent.csv",
+        "latent_by_class.png",
+        "latent_by_domain.png",
+    ]
+    for name in ("class", "domain"):
+        with Image.open(tmp_path / "x" / f"latent_by_{name}.png") as image:
+            assert min(image.size) > 600
+    table = pd.read_csv(tmp_path / "x" / "latent.csv", dtype={"label": str, "prediction": str})
+    assert table.columns.tolist() == ["image_name", "domain", "label", "prediction", "x", "y"]
+    assert table["domain"].tolist() == ["mnistm"] * 20 + ["usps"] * 20
+    listed = pd.read_csv(small_data / "usps" / "val.csv", dtype=str)
+    target = table[table["domain"] == "usps"]
+    assert target["image_name"].tolist() == listed["image_name"].tolist()
+    assert target["label"].tolist() == listed["label"].tolist()
+    share = (target["label"] == target["prediction"]).mean()
+    assert outcome["accuracy"]["usps"] == pytest.approx(share)
+
+
+def test_a_target_without_labels_is_drawn_too(dann_run: Path, small_data: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "mnistm").symlink_to(small_data / "mnistm")
+    (root / "photos").symlink_to(small_data / "usps" / "data")
+    outcome = tsne.main(
+        [
+            "--checkpoint",
+            str(dann_run),
+            "--data_root",
+            str(root),
+            "--out_path",
+            str(tmp_path / "x"),
+            "--target_file",
+            "photos",
+        ]
+    )
+    assert outcome["accuracy"]["photos"] is None
+    assert outcome["count"] == 80
+
+
+def test_the_same_seed_gives_the_same_coordinates(dann_run: Path, small_data: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        tsne.main(
+            [
+                "--checkpoint",
+                str(dann_run),
+                "--data_root",
+                str(small_data),
+                "--out_path",
+                str(tmp_path / name),
+                "--limit",
+                "15",
+            ]
+        )
+    assert (tmp_path / "a" / "latent.csv").read_bytes() == (tmp_path / "b" / "latent.csv").read_bytes()
+
+
+def test_an_output_that_is_a_file_is_refused(dann_run: Path, small_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    with pytest.raises(UserError, match="is a file; name a folder"):
+        tsne.main(["--checkpoint", str(dann_run), "--data_root", str(small_data), "--out_path", str(tmp_path / "x")])
