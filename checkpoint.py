@@ -115,7 +115,7 @@ def _first_reason(error: Exception) -> str:
 
 
 def _flatten(module: PickledModule, prefix: str) -> dict[str, Tensor]:
-    """Tensors of a stand-in, children numbered in their order: the state_dict of our nn.Sequential."""
+    """Tensors of a stand-in, children numbered in their order: the state_dict of a plain nn.Sequential."""
     named = {**module._parameters, **module._buffers}
     tensors = {prefix + name: value.detach() for name, value in named.items() if value is not None}
     for i, child in enumerate(module._modules.values()):
@@ -128,6 +128,9 @@ def _from_published(path: Path, module: PickledModule) -> dict[str, Any]:
         state: dict[str, Tensor] = OrderedDict()
         for theirs, ours in PUBLISHED_PARTS.items():
             state.update(_flatten(module._modules[theirs], f"{ours}."))
+        for name in [name for name in state if name.startswith("feature_extractor.") and "running_" in name]:
+            state[name] = state[name].repeat(2, 1)  # one set of statistics, for both domains
+            state.pop(f"{name.rsplit('.', 1)[0]}.num_batches_tracked", None)
         num_classes = int(state["label_classifier.7.weight"].shape[0])
     except (AttributeError, KeyError, TypeError, IndexError) as error:
         raise UserError(

@@ -8,34 +8,37 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from dataset import Domain
-from model import DANN
+from model import DANN, SOURCE
 
 EVAL_BATCH = 512
 
 
 @torch.inference_mode()
-def predict(net: DANN, images: Tensor, batch_size: int = EVAL_BATCH) -> tuple[Tensor, Tensor]:
+def predict(
+    net: DANN, images: Tensor, batch_size: int = EVAL_BATCH, domain: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Features float32 [N, F] and class probabilities float32 [N, K] on the CPU, computed in float32.
 
-    images: uint8 [N, H, W, 3]. Puts the network in evaluation mode for the call: running statistics, no dropout.
+    images: uint8 [N, H, W, 3] of `domain`, whose BatchNorm statistics are used (None: the network's predict_as). Puts
+    the network in evaluation mode for the call: running statistics, no dropout.
     """
     training = net.training
     net.eval()
     features, probabilities = [], []
     for batch in images.split(batch_size):
-        f = net.features(batch.to(net.device).permute(0, 3, 1, 2))  # [B, F]
+        f = net.features(batch.to(net.device).permute(0, 3, 1, 2), domain)  # [B, F]
         features.append(f.float().cpu())
         probabilities.append(net.label_classifier(f).float().softmax(1).cpu())  # [B, K]
     net.train(training)
     return torch.cat(features), torch.cat(probabilities)
 
 
-def accuracy(net: DANN, domain: Domain | None) -> float | None:
-    """Share of a labelled domain that the network gets right, 0..1; None where there is nothing to measure."""
-    if domain is None or domain.labels is None or len(domain) == 0:
+def accuracy(net: DANN, data: Domain | None, domain: int | None = None) -> float | None:
+    """Share of a labelled set that the network gets right, 0..1; None where there is nothing to measure."""
+    if data is None or data.labels is None or len(data) == 0:
         return None
-    predicted = predict(net, domain.images)[1].argmax(1)
-    return (predicted == domain.labels).sum().item() / len(domain)
+    predicted = predict(net, data.images, domain=domain)[1].argmax(1)
+    return (predicted == data.labels).sum().item() / len(data)
 
 
 def proxy_a_distance(features_s: Tensor, features_t: Tensor, limit: int = 2000, seed: int = 0) -> float:
@@ -61,6 +64,7 @@ def domain_distance(net: DANN, source: Domain | None, target: Domain | None, lim
     """Proxy A-distance of two validation sets in the network's features; None without both or with under 10 images."""
     if source is None or target is None:
         return None
-    f_s, f_t = (predict(net, domain.images[:limit])[0] for domain in (source, target))
+    f_s = predict(net, source.images[:limit], domain=SOURCE)[0]
+    f_t = predict(net, target.images[:limit])[0]
     distance = proxy_a_distance(f_s, f_t, limit)
     return None if distance != distance else distance

@@ -17,6 +17,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 SOURCE, TARGET = 0, 1
@@ -61,20 +62,50 @@ def learning_rate(p: float, peak: float, warmup: float = 0.1) -> float:
     return peak * (1e-4 + (1 - 1e-4) * cosine)
 
 
+class DomainBatchNorm2d(nn.Module):
+    """BatchNorm whose weights are shared by the domains, and whose running statistics each domain has for itself.
+
+    [B, C, H, W] -> [B, C, H, W], normalised in training by the batch, in evaluation by the running statistics of
+    `domain`, which DANN.features sets before each pass. Source: Li et al., arXiv 1603.04779 (adaptive BatchNorm).
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.domain = TARGET
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(2, channels))  # rows: SOURCE, TARGET
+        self.register_buffer("running_var", torch.ones(2, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.running_mean[self.domain], self.running_var[self.domain]  # [C] each, views
+        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training)
+
+
 class DANN(nn.Module):
     """G_f, G_y and G_d of one run, with the preprocessing of their input.
 
     arch: `small`, ours, takes any image size; `published`, the public implementation's, takes 28x28 only.
+    predict_as: the domain whose BatchNorm statistics predict, TARGET, or SOURCE where no target was trained on.
     Raises ValueError for an unknown `arch` or a size that it does not take.
     """
 
-    def __init__(self, num_classes: int = 10, arch: str = "small", size: int = 28) -> None:
+    def __init__(self, num_classes: int = 10, arch: str = "small", size: int = 28, predict_as: int = TARGET) -> None:
         super().__init__()
         if arch not in ARCHITECTURES:
             raise ValueError(f"arch {arch!r} is not one of {', '.join(ARCHITECTURES)}")
         if arch == "published" and size != 28:
             raise ValueError(f"arch published takes images of 28x28, not {size}x{size}")
-        self.arguments: dict[str, Any] = {"num_classes": num_classes, "arch": arch, "size": size}
+        self.arguments: dict[str, Any] = {
+            "num_classes": num_classes,
+            "arch": arch,
+            "size": size,
+            "predict_as": predict_as,
+        }
+        self.arch, self.predict_as = arch, predict_as
         build = _small if arch == "small" else _published
         self.feature_extractor, self.label_classifier, self.domain_classifier = build(num_classes)
         self.to(memory_format=torch.channels_last)
@@ -84,30 +115,38 @@ class DANN(nn.Module):
         return next(self.parameters()).device
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Images uint8 [B, 3, H, W], or float in 0..255, -> network input float32 [B, 3, H, W] in -1..1.
+        """Images uint8 [B, 3, H, W], or float in 0..255, -> network input float32 [B, 3, H, W].
 
-        The one preprocessing of training, evaluation, prediction and figures.
+        The one preprocessing of training, evaluation, prediction and figures: -1..1 for `published`; each image to
+        mean 0 and deviation 1 over all its pixels and channels for `small` (a single-coloured image to 0).
         """
-        return images.to(torch.float32) / 127.5 - 1.0
+        x = images.to(torch.float32)
+        if self.arch == "published":
+            return x / 127.5 - 1.0
+        deviation, mean = torch.std_mean(x, dim=(1, 2, 3), keepdim=True)
+        return (x - mean) / (deviation + 0.25)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Images uint8 [B, 3, H, W] -> features [B, F]."""
+    def features(self, images: Tensor, domain: int | None = None) -> Tensor:
+        """Images uint8 [B, 3, H, W] of `domain` (None: predict_as) -> features [B, F]."""
+        for layer in self.feature_extractor:
+            if isinstance(layer, DomainBatchNorm2d):
+                layer.domain = self.predict_as if domain is None else domain
         return self.feature_extractor(self.preprocess(images))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images uint8 [B, 3, H, W] -> label logits [B, K]."""
-        return self.label_classifier(self.features(images))
+    def forward(self, images: Tensor, domain: int | None = None) -> Tensor:
+        """Images uint8 [B, 3, H, W] of `domain` (None: predict_as) -> label logits [B, K]."""
+        return self.label_classifier(self.features(images, domain))
 
 
 def _published(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
-    """The public implementation's layers; see DESIGN in README, "Deviations". F = 800."""
+    """The public implementation's layers. F = 800."""
     feature_extractor = nn.Sequential(
         nn.Conv2d(3, 64, 5),
-        nn.BatchNorm2d(64),
+        DomainBatchNorm2d(64),
         nn.MaxPool2d(2),
         nn.ReLU(),  # [B, 64, 12, 12]
         nn.Conv2d(64, 50, 5),
-        nn.BatchNorm2d(50),
+        DomainBatchNorm2d(50),
         nn.Dropout2d(),
         nn.MaxPool2d(2),
         nn.ReLU(),  # [B, 50, 4, 4]
@@ -128,20 +167,21 @@ def _published(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Seque
 
 
 def _small(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
-    """Ours: 3x3 convolutions, pooling ahead of BatchNorm and ReLU (a quarter of their work), global pooling. F = 96."""
+    """Ours: 3x3 convolutions, pooling ahead of BatchNorm and ReLU (a quarter of the work), global pooling. F = 128."""
 
-    def block(c_in: int, c_out: int, pool: bool) -> list[nn.Module]:
+    def block(c_in: int, c_out: int, pool: bool = False) -> list[nn.Module]:
         layers: list[nn.Module] = [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)]
-        return layers + [nn.MaxPool2d(2)] * pool + [nn.BatchNorm2d(c_out), nn.ReLU()]
+        return layers + [nn.MaxPool2d(2)] * pool + [DomainBatchNorm2d(c_out), nn.ReLU()]
 
     feature_extractor = nn.Sequential(
         *block(3, 32, pool=True),  # [B, 32, H/2, W/2]
-        *block(32, 64, pool=True),  # [B, 64, H/4, W/4]
-        *block(64, 96, pool=False),  # [B, 96, H/4, W/4]
-        *block(96, 96, pool=False),  # [B, 96, H/4, W/4]
+        *block(32, 64),
+        *block(64, 64, pool=True),  # [B, 64, H/4, W/4]
+        *block(64, 128),
+        *block(128, 128),
         nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),  # [B, 96]
+        nn.Flatten(),  # [B, 128]
     )
-    label_classifier = nn.Sequential(nn.Linear(96, num_classes))
-    domain_classifier = nn.Sequential(nn.Linear(96, 256), nn.ReLU(), nn.Linear(256, 2))
+    label_classifier = nn.Sequential(nn.Linear(128, num_classes))
+    domain_classifier = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 2))
     return feature_extractor, label_classifier, domain_classifier

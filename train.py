@@ -258,7 +258,7 @@ def load_data(args: argparse.Namespace) -> Data:
 
 
 def label_loss(net: DANN, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """L_y alone, for `source` and `target`. x: uint8 [B, 3, H, W], y: int64 [B]."""
+    """L_y alone, for `source` and `target`. x: uint8 [B, 3, H, W] of the domain net.predict_as, y: int64 [B]."""
     f = net.features(x)  # [B, F]
     return {"L_y": F.cross_entropy(net.label_classifier(f).float(), y)}
 
@@ -267,10 +267,10 @@ def adversarial_losses(net: DANN, x_s: Tensor, y_s: Tensor, x_t: Tensor, lambda_
     """L_y and L_d of one step of DANN, and the domain accuracy (not a loss: it has no gradient).
 
     x_s, x_t: uint8 [B, 3, H, W], y_s: int64 [B]. Source and target pass BatchNorm apart: each is normalised by its own
-    batch's statistics. L_d = -mean log p(d_i | f_i) over both domains; the reversal hands G_f the gradient
-    -lambda_p dL_d/df. Source: arXiv 1505.07818, equations 9 and 13 to 15.
+    batch and keeps running statistics of its own. L_d = -mean log p(d_i | f_i) over both domains; the reversal hands
+    G_f the gradient -lambda_p dL_d/df. Source: arXiv 1505.07818, equations 9 and 13 to 15.
     """
-    f_s, f_t = net.features(x_s), net.features(x_t)  # [B, F] each
+    f_s, f_t = net.features(x_s, SOURCE), net.features(x_t, TARGET)  # [B, F] each
     d = torch.full((len(f_s) + len(f_t),), TARGET, device=f_s.device)  # [2B]
     d[: len(f_s)] = SOURCE
     L_y = F.cross_entropy(net.label_classifier(f_s).float(), y_s)
@@ -364,7 +364,8 @@ def start_run(args: argparse.Namespace, folder: Path, data: Data, device: torch.
     if args.epochs and not args.max_steps:
         total_steps = max(1, round(args.epochs * len(data.labelled) / args.batch_size))
     seed_step(args.seed, -1)
-    net = DANN(len(data.classes), args.arch, args.size).to(device)
+    predict_as = SOURCE if args.train_mode == "source" else TARGET  # source: no statistics of a target are learnt
+    net = DANN(len(data.classes), args.arch, args.size, predict_as).to(device)
     run = Run(
         args,
         folder,
@@ -517,7 +518,7 @@ def validate(run: Run, means: dict[str, float], lambda_p: float, lr: float, seco
         "L_y": means["L_y"],
         "L_d": means.get("L_d"),
         "domain_accuracy": means.get("domain_accuracy"),
-        "source_val_accuracy": accuracy(run.net, run.data.source_val),
+        "source_val_accuracy": accuracy(run.net, run.data.source_val, SOURCE),
         "target_val_accuracy": accuracy(run.net, run.data.target_val),
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
     }

@@ -19,6 +19,7 @@ from sklearn.manifold import TSNE
 from checkpoint import build_network, load_checkpoint, resolve_checkpoint
 from dataset import Domain, list_split, read_domain
 from metrics import predict, proxy_a_distance
+from model import SOURCE
 from plots import draw_by_class, draw_by_domain
 from utils import DEVICES, SEED, Parser, UserError, atomic_path, bounded, choose_device, run_script
 
@@ -83,15 +84,18 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for flag, name in zip(("--source_file", "--target_file"), names, strict=True):
         if name is None:
             raise UserError(f"{file} does not say its domain; give {flag}.")
+    sides = (SOURCE, net.predict_as)  # whose BatchNorm statistics each domain is passed with
     full = [read_validation(args, name, classes, net.arguments["size"]) for name in names]
-    f_full, p_full = zip(*(predict(net, domain.images) for domain in full), strict=True)
+    f_full, p_full = zip(
+        *(predict(net, data.images, domain=d) for data, d in zip(full, sides, strict=True)), strict=True
+    )
     accuracies = [
         None if domain.labels is None else (p.argmax(1) == domain.labels).sum().item() / len(domain)
         for domain, p in zip(full, p_full, strict=True)
     ]
     distance = proxy_a_distance(f_full[0], f_full[1])
     drawn = [draw_sample(domain, args.limit, args.seed) for domain in full]
-    f, p = zip(*(predict(net, domain.images) for domain in drawn), strict=True)
+    f, p = zip(*(predict(net, data.images, domain=d) for data, d in zip(drawn, sides, strict=True)), strict=True)
     points = embed(torch.cat(f).numpy(), args.seed)
     domains = np.repeat([0, 1], [len(domain) for domain in drawn])
     labels = np.concatenate(

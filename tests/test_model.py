@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from model import ARCHITECTURES, DANN, lambda_schedule, learning_rate, reverse_gradient
+from model import (
+    ARCHITECTURES,
+    DANN,
+    SOURCE,
+    TARGET,
+    DomainBatchNorm2d,
+    lambda_schedule,
+    learning_rate,
+    reverse_gradient,
+)
 
 
 def test_the_reversal_is_the_identity_forwards_and_minus_lambda_backwards() -> None:
@@ -49,7 +58,7 @@ def test_each_architecture_maps_images_to_class_and_domain_logits(arch: str) -> 
 
 def test_the_published_architecture_has_the_published_layers() -> None:
     net = DANN(10, "published")
-    kinds = [type(layer).__name__ for layer in net.feature_extractor]
+    kinds = [type(layer).__name__.removeprefix("Domain") for layer in net.feature_extractor]
     assert kinds == [
         "Conv2d",
         "BatchNorm2d",
@@ -109,3 +118,52 @@ def test_a_grey_image_in_three_equal_channels_is_preprocessed_like_any_other() -
     x = DANN().preprocess(grey)
     assert x.dtype == torch.float32
     assert torch.equal(x[:, 0], x[:, 2])
+
+
+def bn_layers(net: DANN) -> list[DomainBatchNorm2d]:
+    return [layer for layer in net.feature_extractor if isinstance(layer, DomainBatchNorm2d)]
+
+
+def test_each_domain_moves_its_own_batchnorm_statistics_only() -> None:
+    torch.manual_seed(0)
+    net = DANN()
+    images = torch.randint(0, 256, (16, 3, 28, 28), dtype=torch.uint8)
+    for domain in (SOURCE, TARGET):
+        before = [layer.running_mean.clone() for layer in bn_layers(net)]
+        net.features(images, domain)
+        for old, layer in zip(before, bn_layers(net), strict=True):
+            assert not torch.equal(old[domain], layer.running_mean[domain])
+            assert torch.equal(old[1 - domain], layer.running_mean[1 - domain])
+
+
+@pytest.mark.parametrize("predict_as", [SOURCE, TARGET])
+def test_prediction_uses_the_statistics_of_the_domain_it_is_asked_for(predict_as: int) -> None:
+    torch.manual_seed(0)
+    net = DANN(predict_as=predict_as)
+    images = torch.randint(0, 256, (16, 3, 28, 28), dtype=torch.uint8)
+    net.features(images, TARGET)
+    net.eval()
+    with torch.no_grad():
+        assert torch.equal(net(images), net(images, predict_as))
+        assert not torch.equal(net(images), net(images, 1 - predict_as))
+
+
+def test_the_normalisation_is_that_of_torchs_batchnorm() -> None:
+    torch.manual_seed(0)
+    ours, theirs = DomainBatchNorm2d(4), nn.BatchNorm2d(4)
+    for _ in range(3):
+        x = torch.randn(8, 4, 5, 5) * 3 + 1
+        torch.testing.assert_close(ours(x), theirs(x))
+    ours.eval()
+    theirs.eval()
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.running_var[TARGET], theirs.running_var)
+
+
+def test_the_small_network_sees_each_image_at_mean_zero_and_deviation_one() -> None:
+    images = torch.randint(0, 256, (8, 3, 28, 28), dtype=torch.uint8) // torch.arange(1, 9).view(-1, 1, 1, 1) + 3
+    x = DANN().preprocess(images.to(torch.uint8))
+    torch.testing.assert_close(x.mean((1, 2, 3)), torch.zeros(8), atol=1e-4, rtol=0)
+    torch.testing.assert_close(x.std((1, 2, 3)), torch.ones(8), atol=0.05, rtol=0)
+    assert DANN().preprocess(torch.full((1, 3, 28, 28), 77, dtype=torch.uint8)).abs().max() == 0
+    assert DANN(arch="published").preprocess(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]

@@ -76,7 +76,7 @@ def test_the_losses_of_a_step_are_those_computed_by_hand(arch: str) -> None:
     net, (x_s, y_s, x_t) = build(arch=arch), batch()
     losses = train.adversarial_losses(net, x_s, y_s, x_t, 0.5)
     with torch.no_grad():
-        f_s, f_t = net.features(x_s), net.features(x_t)
+        f_s, f_t = net.features(x_s, 0), net.features(x_t, 1)
         logits = net.label_classifier(f_s).double().numpy()
         d_hat = net.domain_classifier(torch.cat([f_s, f_t])).double().numpy()
 
@@ -101,7 +101,7 @@ def test_features_get_minus_lambda_times_the_domain_gradient_and_the_domain_clas
 
     zero, one, half = gradients(0.0), gradients(1.0), gradients(0.5)
     net = build()
-    f = torch.cat([net.features(x_s), net.features(x_t)])
+    f = torch.cat([net.features(x_s, 0), net.features(x_t, 1)])
     d = torch.arange(2).repeat_interleave(6)
     plain = torch.autograd.grad(F.cross_entropy(net.domain_classifier(f), d), list(net.feature_extractor.parameters()))
     for (name, _), unreversed in zip(net.feature_extractor.named_parameters(), plain, strict=True):
@@ -442,7 +442,7 @@ def test_no_run_is_overwritten(small_data: Path, tmp_path: Path) -> None:
 def fake_accuracies(monkeypatch: pytest.MonkeyPatch, source: list[float], target: list[float]) -> None:
     """Make validations return these accuracies, in turn."""
     values = iter([value for pair in zip(source, target, strict=True) for value in pair])
-    monkeypatch.setattr(train, "accuracy", lambda net, domain: next(values))
+    monkeypatch.setattr(train, "accuracy", lambda *_: next(values))
 
 
 SOURCE_ACCURACY, TARGET_ACCURACY = [0.5, 0.9, 0.7, 0.6], [0.8, 0.1, 0.2, 0.3]
