@@ -173,13 +173,13 @@ def _small(num_classes: int, size: int) -> tuple[nn.Sequential, nn.Sequential, n
     street number for part of it (numbers in NOTES.md).
     """
 
-    def block(c_in: int, c_out: int, pool: bool = False) -> list[nn.Module]:
+    def block(c_in: int, c_out: int, pool: bool = False, dropout: float = 0.1) -> list[nn.Module]:
         layers: list[nn.Module] = [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)]
-        return layers + [nn.MaxPool2d(2)] * pool + [DomainBatchNorm2d(c_out), nn.ReLU()]
+        return layers + [nn.MaxPool2d(2)] * pool + [DomainBatchNorm2d(c_out), nn.ReLU(), nn.Dropout2d(dropout)]
 
     feature_extractor = nn.Sequential(
-        *block(3, 32, pool=True),  # [B, 32, H/2, W/2]
-        *block(32, 64),
+        *block(3, 32, pool=True, dropout=0.0),  # [B, 32, H/2, W/2]
+        *block(32, 64, dropout=0.0),
         *block(64, 64, pool=True),  # [B, 64, H/4, W/4]
         *block(64, 128),
         *block(128, 128),

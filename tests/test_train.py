@@ -224,7 +224,8 @@ def test_lambda_rises_from_zero_with_the_real_progress(small_data: Path, tmp_pat
     outcome = run(small_data, tmp_path, "dann", "usps", "--max_steps", "10", "--val_period", "1")
     lines = read_metrics(Path(outcome["folder"]) / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 11))
-    expected = [train.lambda_schedule((step - 1) / 10) for step in range(1, 11)]  # of the step just done
+    lambda_max = train.RECIPES["paper"].lambda_max
+    expected = [lambda_max * train.lambda_schedule((step - 1) / 10) for step in range(1, 11)]  # of the step just done
     assert [line["lambda"] for line in lines] == pytest.approx(expected)
     assert lines[0]["lambda"] == 0.0
     assert expected == sorted(expected)
@@ -541,7 +542,7 @@ def test_a_target_label_outside_the_classes_is_refused(small_data: Path, tmp_pat
 def test_resuming_with_other_arguments_is_refused(small_data: Path, tmp_path: Path) -> None:
     run(small_data, tmp_path, "dann", "usps", "--run_name", "x")
     (tmp_path / "x" / "result.json").unlink()
-    with pytest.raises(UserError, match=r"learning_rate \(was 0.002, is 0.1\)"):
+    with pytest.raises(UserError, match=r"learning_rate \(was 0.004, is 0.1\)"):
         run(small_data, tmp_path, "dann", "usps", "--run_name", "x", "--resume", "-lr", "0.1")
 
 
