@@ -160,7 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--val_period",
         type=bounded(int, 1, 10**9),
         metavar="STEPS",
-        help="steps between validations (default: a tenth of the run)",
+        help="steps between validations (default: a fifth of the run)",
     )
     run.add_argument(
         "--select",
@@ -451,7 +451,7 @@ def train(run: Run, log: RunLog, began: float) -> bool:
         else None
     )
     images_a_step = args.batch_size * (2 if unlabelled else 1)
-    val_period = args.val_period or max(1, run.total_steps // 10)
+    val_period = args.val_period or max(1, run.total_steps // 5)
     lambda_max = RECIPES[args.recipe].lambda_max if unlabelled else 0.0
     totals: dict[str, Tensor] = {}
     since = run.step

@@ -85,7 +85,7 @@ def test_runs_are_compared_in_a_table_that_names_what_differs(dann_run: Path, tm
     table = report.main([str(dann_run), str(other), "--out_path", str(tmp_path / "curves.png")])["table"]
     head, first, second = table.splitlines()
     assert head.split()[-1] == "learning_rate"
-    assert first.split()[-1] == "0.002"
+    assert first.split()[-1] == "0.004"
     assert second.split()[-1] == "0.5"
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
