@@ -129,7 +129,7 @@ def _from_published(path: Path, module: PickledModule) -> dict[str, Any]:
         for theirs, ours in PUBLISHED_PARTS.items():
             state.update(_flatten(module._modules[theirs], f"{ours}."))
         for name in [name for name in state if name.startswith("feature_extractor.") and "running_" in name]:
-            state[name] = state[name].repeat(2, 1)  # one set of statistics, for both domains
+            state[f"{name}_s"] = state[f"{name}_t"] = state.pop(name)  # one set of statistics, for both domains
             state.pop(f"{name.rsplit('.', 1)[0]}.num_batches_tracked", None)
         num_classes = int(state["label_classifier.7.weight"].shape[0])
     except (AttributeError, KeyError, TypeError, IndexError) as error:

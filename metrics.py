@@ -11,6 +11,7 @@ from dataset import Domain
 from model import DANN, SOURCE
 
 EVAL_BATCH = 512
+MINIMUM = 10  # images of a domain for which a proxy A-distance means anything
 
 
 @torch.inference_mode()
@@ -46,11 +47,11 @@ def proxy_a_distance(features_s: Tensor, features_t: Tensor, limit: int = 2000, 
 
     features_s [N, F], features_t [M, F]: of held-out images; as many of each are drawn, `limit` at most, and err is
     the mean error of a logistic regression over 5 folds that it was not fitted on. Chance can carry it below 0.
-    Source: Ben-David et al. 2007; arXiv 1505.07818, section 3.2 and 5.1.4, with a linear SVM.
+    Source: Ben-David et al. 2007; arXiv 1505.07818, section 3.2 and 5.1, with a linear SVM.
     """
     count = min(len(features_s), len(features_t), limit)
-    if count < 10:
-        return float("nan")
+    if count < MINIMUM:
+        raise ValueError(f"{count} images of a domain are too few to measure a distance, {MINIMUM} are needed")
     generator = torch.Generator().manual_seed(seed)
     drawn = [f[torch.randperm(len(f), generator=generator)[:count]] for f in (features_s, features_t)]
     x = torch.cat(drawn).double().numpy()
@@ -62,9 +63,6 @@ def proxy_a_distance(features_s: Tensor, features_t: Tensor, limit: int = 2000, 
 
 def domain_distance(net: DANN, source: Domain | None, target: Domain | None, limit: int = 2000) -> float | None:
     """Proxy A-distance of two validation sets in the network's features; None without both or with under 10 images."""
-    if source is None or target is None:
+    if source is None or target is None or min(len(source), len(target)) < MINIMUM:
         return None
-    f_s = predict(net, source.images[:limit], domain=SOURCE)[0]
-    f_t = predict(net, target.images[:limit])[0]
-    distance = proxy_a_distance(f_s, f_t, limit)
-    return None if distance != distance else distance
+    return proxy_a_distance(predict(net, source.images, domain=SOURCE)[0], predict(net, target.images)[0], limit)

@@ -115,7 +115,11 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 def versions() -> dict[str, str]:
     """Versions and machine that a result depends on."""
-    return {"python": platform.python_version(), "torch": str(torch.__version__), "platform": f"{platform.system()} {platform.machine()}"}
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
 
 
 def describe_device(device: torch.device) -> str:
