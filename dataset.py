@@ -6,9 +6,10 @@ decoded once, into one contiguous uint8 tensor [N, H, W, 3]; a batch of it, perm
 """
 
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,11 @@ class Listing:
     names: list[str]
     paths: list[Path]
     labels: list[str] | None
+    rows: list[int] | None = None  # line numbers in the CSV, None for a folder
+
+    def where(self, i: int) -> str:
+        """Where image i stands, for messages: the CSV's row, or the file itself."""
+        return f"{self.origin} row {self.rows[i]}" if self.rows else str(self.paths[i])
 
 
 @dataclass
@@ -53,8 +59,11 @@ def is_image(path: Path) -> bool:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Every image below `folder`, sorted by its relative name; links to folders are not followed."""
-    found = [Path(root, name) for root, _, files in os.walk(folder) for name in files if is_image(Path(name))]
+    """Every image below `folder`, sorted by its relative name; hidden folders and links to folders are passed over."""
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root, name) for name in files if is_image(Path(name))]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
@@ -89,19 +98,30 @@ def list_split(data_root: Path, domain: str, split: str, with_labels: bool) -> L
     others = [list_split(data_root, domain, other, False) for other in ("val", "test")]
     taken = {path for other in others if other for path in other.paths}
     keep = [i for i, path in enumerate(listing.paths) if path not in taken]
+    if not keep:
+        raise UserError(f"{home} holds no image that val.csv or test.csv does not list; add images to train on.")
     labels = [listing.labels[i] for i in keep] if listing.labels is not None else None
     return Listing(listing.origin, [listing.names[i] for i in keep], [listing.paths[i] for i in keep], labels)
 
 
 def list_folder(folder: Path, with_labels: bool) -> Listing:
-    """List the images below `folder`; with labels, each image's class is the first folder on its way."""
+    """List the images below `folder`; with labels, each image's class is the first folder on its way.
+
+    Without labels the order goes by file name, so that moving an image to another class's folder changes nothing.
+    """
     paths = find_images(folder)
+    if not with_labels:
+        paths.sort(key=lambda path: (path.name, path))
     names = [path.relative_to(folder).as_posix() for path in paths]
     if not paths:
         raise UserError(f"{folder} holds no image; put images ({', '.join(sorted(EXTENSIONS))}) there.")
     if not with_labels:
         return Listing(folder, names, paths, None)
-    loose = next((name for name in names if "/" not in name), None)
+    loose = [name for name in names if "/" not in name]
+    if loose and len(loose) < len(names):
+        raise UserError(
+            f"{folder} holds class folders and, beside them, {loose[0]}; move it into the folder of its class."
+        )
     return Listing(folder, names, paths, None if loose else [name.split("/")[0] for name in names])
 
 
@@ -116,21 +136,26 @@ def list_csv(csv: Path, with_labels: bool) -> Listing:
             keep_default_na=False,
             encoding="utf-8-sig",
             skipinitialspace=True,
+            skip_blank_lines=False,  # rows keep their line numbers
+            index_col=False,
         )
     except (ValueError, OSError) as error:  # pandas' parser errors and undecodable text are ValueErrors
         raise UserError(f"{csv} is not readable as CSV ({error}); its first line must be image_name,label.") from error
     table.columns = table.columns.str.strip()
     if "image_name" not in table:
         raise UserError(f"{csv} has no column image_name; its first line must be image_name,label.")
+    table = table.apply(lambda column: column.str.strip())
+    table.index += 2  # the header is row 1
+    table = table[(table != "").any(axis=1)]
     if table.empty:
         raise UserError(f"{csv} lists no image; add rows or remove the file.")
-    names = table["image_name"].str.strip().tolist()
-    paths = [resolve_image(csv, row, name) for row, name in enumerate(names, start=2)]
-    labels = table["label"].str.strip().tolist() if "label" in table else None
+    names, rows = table["image_name"].tolist(), table.index.tolist()
+    paths = [resolve_image(csv, row, name) for row, name in zip(rows, names, strict=True)]
+    labels = table["label"].tolist() if "label" in table and table["label"].any() else None
     if labels is not None and "" in labels:
-        row = labels.index("")
-        raise UserError(f"{csv} row {row + 2}: no label for {names[row]}; fill it in or remove the row.")
-    return Listing(csv, names, paths, labels)
+        i = labels.index("")
+        raise UserError(f"{csv} row {rows[i]}: no label for {names[i]}; fill it in or remove the row.")
+    return Listing(csv, names, paths, labels, rows)
 
 
 def resolve_image(csv: Path, row: int, name: str) -> Path:
@@ -149,17 +174,13 @@ def resolve_image(csv: Path, row: int, name: str) -> Path:
 
 def canonical(label: str) -> str:
     """A label as text: '3', '3.0' and '03' are the same class, anything else is itself."""
-    try:
-        value = float(label)
-    except ValueError:
-        return label
-    return str(int(value)) if value.is_integer() else label
+    return str(int(label.split(".")[0])) if re.fullmatch(r"-?[0-9]{1,18}(\.0*)?", label) else label
 
 
 def class_names(labels: Sequence[str]) -> list[str]:
     """Sorted names of the classes that occur; whole numbers in numerical order."""
     names = {canonical(label) for label in labels}
-    if all(name.lstrip("-").isdigit() for name in names):
+    if all(re.fullmatch(r"-?[0-9]+", name) for name in names):
         return sorted(names, key=int)
     return sorted(names)
 
@@ -173,10 +194,16 @@ def encode_labels(listing: Listing, classes: list[str]) -> Tensor | None:
     if -1 in codes:
         i = codes.index(-1)
         raise UserError(
-            f"{listing.origin} row {i + 2} ({listing.names[i]}): label {listing.labels[i]!r} is not among the classes "
-            f"of the labelled domain ({', '.join(classes)}); mend the label or remove the row."
+            f"{listing.where(i)} ({listing.names[i]}): label {listing.labels[i]!r} is not among the classes "
+            f"of the labelled domain ({', '.join(classes)}); mend the label or leave the image out."
         )
     return torch.tensor(codes)
+
+
+def drop_foreign_labels(listing: Listing, classes: list[str]) -> Listing:
+    """The listing without labels where they are folder names that are no classes: folders may sort by anything."""
+    foreign = listing.rows is None and not {canonical(label) for label in listing.labels or []} <= set(classes)
+    return replace(listing, labels=None) if foreign else listing
 
 
 # Reading images
@@ -184,15 +211,15 @@ def encode_labels(listing: Listing, classes: list[str]) -> Tensor | None:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode as RGB: 16 bits scaled to 8, transparency over white, EXIF rotation undone."""
+    if "exif" in image.info:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         wide = np.asarray(image, dtype=np.float32)
-        scale = 257 if wide.max() > 255 else 1  # 65535 -> 255
+        scale = 257 if image.mode.startswith("I;16") or wide.max() > 255 else 1  # 65535 -> 255
         image = Image.fromarray((wide / scale).clip(0, 255).astype(np.uint8))
     elif "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layer)
-    if "exif" in image.info:
-        ImageOps.exif_transpose(image, in_place=True)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -252,9 +279,10 @@ def read_domain(listing: Listing, classes: list[str] | None, size: int, workers:
     images, unreadable = read_images(listing.paths, size, workers, label)
     if unreadable:
         i, why = next(iter(unreadable.items()))
-        row = f" row {i + 2}" if listing.origin.suffix == ".csv" else ""
+        place = f"{listing.where(i)}: {listing.paths[i]}" if listing.rows else str(listing.paths[i])
         more = f" ({len(unreadable)} such images in all)" if len(unreadable) > 1 else ""
-        raise UserError(f"{listing.origin}{row}: {listing.paths[i]}: {why}{more}; restore the image or remove the row.")
+        remedy = "restore the image or remove the row" if listing.rows else "restore or remove the image"
+        raise UserError(f"{place}: {why}{more}; {remedy}.")
     return Domain(images, labels, listing.names)
 
 

@@ -128,7 +128,7 @@ def write_predictions(path: Path, names: list[str], probabilities: Tensor, class
         columns |= {f"p_{name}": probabilities[:, k].numpy() for k, name in enumerate(classes)}
         columns["confidence"] = confidence.numpy()
     with atomic_path(path) as part:
-        pd.DataFrame(columns).to_csv(part, index=False, float_format="%.6f")
+        pd.DataFrame(columns).to_csv(part, index=False, float_format="%.6f", errors="surrogateescape")
 
 
 if __name__ == "__main__":

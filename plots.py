@@ -67,19 +67,22 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         plot(middle, "L_y", "label loss L_y", 0)
         plot(middle, "L_d", "domain loss L_d", 2, "--")
         plot(right, "domain_accuracy", "domain accuracy", 0)
-        plot(right, "lambda", "lambda", 2, "--")
-    middle.axhline(np.log(2), color="#999999", linewidth=0.8, linestyle=":")
-    middle.text(
-        0.01,
-        np.log(2),
-        "ln 2: domains not told apart",
-        fontsize=7,
-        color="#666666",
-        va="bottom",
-        transform=middle.get_yaxis_transform(),
-        clip_on=True,
-    )
-    right.axhline(0.5, color="#999999", linewidth=0.8, linestyle=":")
+        if any(line.get("L_d") is not None for line in lines):
+            plot(right, "lambda", "lambda", 2, "--")
+    adversarial = any(line.get("L_d") is not None for lines in runs.values() for line in lines)
+    if adversarial:
+        middle.axhline(np.log(2), color="#999999", linewidth=0.8, linestyle=":")
+        right.axhline(0.5, color="#999999", linewidth=0.8, linestyle=":")
+        middle.text(
+            0.01,
+            np.log(2),
+            "ln 2: domains not told apart",
+            fontsize=7,
+            color="#666666",
+            va="bottom",
+            transform=middle.get_yaxis_transform(),
+            clip_on=True,
+        )
     for axes, title in ((left, "accuracy"), (middle, "losses (mean since the last validation)"), (right, "adversary")):
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
@@ -132,7 +135,7 @@ def draw_by_class(
             )
     for k, name in enumerate(classes):
         chosen = labels == k
-        if chosen.any():  # the class's name at its medoid: colour is not the only cue
+        if chosen.any():  # the class's name amid its points: colour is not the only cue
             axes.annotate(
                 name,
                 np.median(points[chosen & (domains == domains[chosen].min())], axis=0),

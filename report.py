@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from plots import draw_curves
-from utils import Parser, UserError, atomic_path, read_json, read_metrics, run_script, write_json
+from utils import Parser, UserError, atomic_path, read_json, read_metrics, run_script, shown, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 BEGIN, END = "<!-- results: begin, by report.py -->", "<!-- results: end -->"
+VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers")  # within a cell of the table
 MODES, TARGETS = ("source", "dann", "target"), ("svhn", "usps")
 
 # Accuracy on the target's val set as the public implementation's README states it: the best epoch by target labels.
@@ -45,10 +46,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 # Comparing runs
-
-
-def shown(value: float | None, digits: int = 4) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def align(rows: list[list[str]]) -> str:
@@ -86,7 +83,8 @@ def compare(runs: list[Path]) -> str:
         )
     text = align(rows)
     by_mode = {result["args"]["train_mode"]: result["target_val_accuracy"] for result in results.values()}
-    if len(results) == len(by_mode) and None not in [by_mode.get("source"), by_mode.get("dann")]:
+    alike = not {"target_file", "arch", "recipe", "seed"} & set(differing)
+    if alike and len(results) == len(by_mode) and None not in [by_mode.get("source"), by_mode.get("dann")]:
         text += f"\nadaptation gained {by_mode['dann'] - by_mode['source']:+.4f} on the target"
         if by_mode.get("target"):
             text += f"; training on target labels would gain {by_mode['target'] - by_mode['source']:+.4f}"
@@ -104,6 +102,12 @@ def read_results(folder: Path) -> dict[tuple[str, str, str, str], list[dict[str,
         if "train_mode" in result.get("args", {}):
             args = result["args"]
             cells[args["recipe"], args["arch"], args["train_mode"], args["target_file"]].append(result)
+    for key, found in cells.items():
+        kinds = [{name: v for name, v in result["args"].items() if name not in VARYING} for result in found]
+        if any(kind != kinds[0] for kind in kinds):
+            raise UserError(
+                f"{folder} has results of {' '.join(key)} whose arguments differ in more than the seed; keep one kind."
+            )
     return {key: sorted(found, key=lambda result: result["seed"]) for key, found in cells.items()}
 
 
@@ -212,6 +216,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = build_parser().parse_args(argv)
     if not args.runs and not args.readme and not args.add:
         raise UserError("nothing to report; name run folders, --readme FILE or --add RUN.")
+    if args.check and not args.readme:
+        raise UserError("--check checks a README; name it with --readme FILE.")
+    if args.out_path and not args.runs:
+        raise UserError("--out_path draws the curves of runs; name run folders.")
     outcome: dict[str, Any] = {}
     if args.add:
         result = read_json(args.add / "result.json")

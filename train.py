@@ -23,10 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from checkpoint import load_checkpoint
-from dataset import Batches, Domain, class_names, list_split, read_domain
+from dataset import Batches, Domain, class_names, drop_foreign_labels, list_split, read_domain
 from metrics import accuracy, domain_distance
 from model import ARCHITECTURES, DANN, SOURCE, TARGET, lambda_schedule, learning_rate, reverse_gradient
 from plots import draw_curves
+from runs import Data, Run, check_same_run, make_folder, open_folder, plain_args, restore, save_run
 from utils import (
     DEVICES,
     PRECISIONS,
@@ -42,8 +43,8 @@ from utils import (
     describe_device,
     read_json,
     run_script,
-    save_checkpoint,
     seed_step,
+    shown,
     versions,
     write_json,
 )
@@ -66,6 +67,11 @@ class Recipe:
 RECIPES = {"paper": Recipe({"source": 1000, "dann": 1800, "target": 1000}, 128, 4e-3, 0.01, 0.2)}
 
 
+def folder_name(text: str) -> str:
+    """A domain's folder name without the slash that shells complete."""
+    return text.rstrip("/")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     data = parser.add_argument_group("data")
@@ -84,9 +90,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="source: labels of the source only; dann: adaptation to the unlabelled "
         "target; target: labels of the target (`sorce` is source)",
     )
-    data.add_argument("--source_file", default="mnistm", metavar="NAME", help="labelled domain (default: mnistm)")
+    data.add_argument(
+        "--source_file", type=folder_name, default="mnistm", metavar="NAME", help="labelled domain (default: mnistm)"
+    )
     data.add_argument(
         "--target_file",
+        type=folder_name,
         metavar="NAME",
         help="target domain; `source` does without, then nothing is measured on a target",
     )
@@ -127,7 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     length.add_argument(
         "-ep",
         "--epochs",
-        type=bounded(float, 0, 1e6, exclusive=True),
+        type=bounded(float, 0, 10**6, exclusive=True),
         metavar="N",
         help="length in passes over the labelled domain (default: by recipe, in steps)",
     )
@@ -135,7 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--max_steps",
         type=bounded(int, 1, 10**9),
         metavar="N",
-        help="length in steps, schedules included; goes before -ep",
+        help="length in steps, schedules included; overrides -ep",
     )
     length.add_argument(
         "-lr",
@@ -195,7 +204,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.topk == 0 and args.select != "last":
         raise UserError(f"--topk 0 keeps no checkpoint for --select {args.select} to choose; use --topk 1 or more.")
     if args.run_name is None:
-        args.run_name = f"{args.train_mode}_{args.target_file or 'none'}_{args.recipe}_seed{args.seed}"
+        target = (args.target_file or "none").replace("/", "-")
+        args.run_name = f"{args.train_mode}_{target}_{args.recipe}_seed{args.seed}"
         args.default_name = True
     else:
         args.default_name = False
@@ -208,17 +218,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 # Data
-
-
-@dataclass
-class Data:
-    """What a mode reads: `labelled` trains G_y, `unlabelled` (dann only) has no label, the rest is for measuring."""
-
-    classes: list[str]
-    labelled: Domain
-    unlabelled: Domain | None
-    source_val: Domain | None
-    target_val: Domain | None
 
 
 def load_data(args: argparse.Namespace) -> Data:
@@ -237,8 +236,12 @@ def load_data(args: argparse.Namespace) -> Data:
 
     def read(domain: str, split: str, names: list[str] | None) -> Domain | None:
         found = list_split(args.data_root, domain, split, with_labels=names is not None)
-        if found is None or (split == "val" and found.labels is None):
+        if found is None:
             return None
+        if names is not None:
+            found = drop_foreign_labels(found, names)
+            if found.labels is None:
+                return None
         return read_domain(found, names, args.size, args.num_workers, f"read {domain} {split}")
 
     labelled = read_domain(listing, classes, args.size, args.num_workers, f"read {labelled_name} train")
@@ -248,9 +251,8 @@ def load_data(args: argparse.Namespace) -> Data:
     wanted = {"source_val": source_val, "target_val": target_val}
     if wanted.get(args.select, labelled) is None:
         domain = args.source_file if args.select == "source_val" else args.target_file
-        raise UserError(
-            f"--select {args.select} needs a labelled {args.data_root / str(domain) / 'val.csv'}; use --select last."
-        )
+        where = args.data_root / domain / "val.csv" if domain else "val.csv of a --target_file"
+        raise UserError(f"--select {args.select} needs a labelled {where}; use --select last.")
     return Data(classes, labelled, unlabelled, source_val, target_val)
 
 
@@ -297,66 +299,6 @@ def build_optimizer(net: DANN, mode: str, recipe: Recipe) -> torch.optim.Optimiz
 # The run
 
 
-@dataclass
-class Run:
-    """State of a run between two validations; what `last.pt` holds and `--resume` restores."""
-
-    args: argparse.Namespace
-    folder: Path
-    data: Data
-    net: DANN
-    optimizer: torch.optim.Optimizer
-    precision: torch.dtype
-    total_steps: int
-    step: int = 0
-    seconds_before: float = 0.0  # of the runs that this one resumes
-    training_seconds: float = 0.0
-    images_seen: int = 0
-    distance_before: float | None = None
-    kept: list[dict[str, Any]] | None = None  # checkpoints beside last.pt: {score, step, name}, best first
-
-
-def open_folder(args: argparse.Namespace) -> Path:
-    """Folder of this run, not yet made: a default name that exists gets -2, -3; a given one is refused."""
-    folder = args.save_dir / args.run_name
-    if args.resume or not folder.exists():
-        return folder
-    if not args.default_name:
-        raise UserError(
-            f"run folder {folder} exists and is not overwritten; choose another --run_name, or go on in it "
-            "with --resume."
-        )
-    number = 2
-    while (args.save_dir / f"{args.run_name}-{number}").exists():
-        number += 1
-    return args.save_dir / f"{args.run_name}-{number}"
-
-
-IRRELEVANT = {"resume", "num_workers", "save_dir", "data_root", "run_name", "default_name", "device", "val_period"}
-
-
-def plain_args(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments as plain values, for args.json, checkpoints and results."""
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in vars(args).items()
-        if name not in ("resume", "default_name")
-    }
-
-
-def check_same_run(folder: Path, args: argparse.Namespace, total_steps: int) -> None:
-    """UserError when --resume asks for another run than the folder holds."""
-    before = read_json(folder / "args.json")
-    now = {**plain_args(args), "total_steps": total_steps}
-    other = [name for name, value in now.items() if name not in IRRELEVANT and before.get(name) != value]
-    if other:
-        names = ", ".join(f"{name} (was {before.get(name)}, is {now[name]})" for name in other)
-        raise UserError(
-            f"--resume: the run in {folder} was started with other arguments: {names}; give the same ones "
-            "or another --run_name."
-        )
-
-
 def start_run(args: argparse.Namespace, folder: Path, data: Data, device: torch.device) -> Run:
     """Network, optimizer and counters, new or, with --resume, as last.pt has them."""
     recipe = RECIPES[args.recipe]
@@ -374,71 +316,13 @@ def start_run(args: argparse.Namespace, folder: Path, data: Data, device: torch.
         build_optimizer(net, args.train_mode, recipe),
         choose_precision(args.precision, device),
         total_steps,
-        kept=[],
     )
-    if args.resume and (folder / "args.json").exists():
-        check_same_run(folder, args, total_steps)
     if args.resume and (folder / "last.pt").exists():
         restore(run, load_checkpoint(folder / "last.pt"))
     else:
         run.distance_before = domain_distance(net, data.source_val, data.target_val)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "args.json", {**plain_args(args), "total_steps": total_steps, "classes": data.classes})
+        make_folder(run)
     return run
-
-
-def restore(run: Run, checkpoint: dict[str, Any]) -> None:
-    """Take up weights, optimizer and counters of a checkpoint; UserError when it cannot be gone on from."""
-    path, state = run.folder / "last.pt", checkpoint["resume"]
-    if state is None or checkpoint["args"]["classes"] != run.data.classes:
-        raise UserError(
-            f"{path} cannot be gone on from: it is of other classes or holds no optimizer; use another --run_name."
-        )
-    run.net.load_state_dict(checkpoint["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.step, run.kept = checkpoint["step"], state["kept"]
-    run.seconds_before, run.training_seconds = state["seconds"], state["training_seconds"]
-    run.images_seen, run.distance_before = state["images_seen"], state["distance_before"]
-
-
-def make_checkpoint(run: Run, metrics: dict[str, Any], with_resume: bool) -> dict[str, Any]:
-    resume = (
-        {
-            "optimizer": run.optimizer.state_dict(),
-            "kept": run.kept,
-            "seconds": metrics["seconds"],
-            "training_seconds": run.training_seconds,
-            "images_seen": run.images_seen,
-            "distance_before": run.distance_before,
-        }
-        if with_resume
-        else None
-    )
-    return {
-        "model": run.net.state_dict(),
-        "model_args": run.net.arguments,
-        "args": {**plain_args(run.args), "classes": run.data.classes},
-        "step": run.step,
-        "metrics": metrics,
-        "versions": versions(),
-        "resume": resume,
-    }
-
-
-def save_run(run: Run, metrics: dict[str, Any]) -> None:
-    """Write the kept checkpoints, then last.pt, and only then delete those that fell out of the top K."""
-    assert run.kept is not None
-    dropped: list[dict[str, Any]] = []
-    if run.args.topk and metrics["step"] not in [entry["step"] for entry in run.kept]:
-        score = metrics["step"] if run.args.select == "last" else metrics[f"{run.args.select}_accuracy"]
-        run.kept.append({"score": score, "step": run.step, "name": f"step{run.step:07d}.pt"})
-        run.kept.sort(key=lambda entry: (-entry["score"], entry["step"]))
-        run.kept, dropped = run.kept[: run.args.topk], run.kept[run.args.topk :]
-        if any(entry["step"] == run.step for entry in run.kept):
-            save_checkpoint(run.folder / f"step{run.step:07d}.pt", make_checkpoint(run, metrics, False))
-    save_checkpoint(run.folder / "last.pt", make_checkpoint(run, metrics, True))
-    for entry in dropped:
-        (run.folder / entry["name"]).unlink(missing_ok=True)
 
 
 def train(run: Run, log: RunLog, began: float) -> bool:
@@ -483,10 +367,10 @@ def train(run: Run, log: RunLog, began: float) -> bool:
                 means = {name: value.item() / (run.step - since) for name, value in totals.items()}
                 run.training_seconds += time.monotonic() - mark
                 check_finite(run, means, lr)
-                line = validate(run, means, lambda_p, lr, run.seconds_before + time.monotonic() - began)
+                line = validate(run, means, p, lambda_p, lr, run.seconds_before + time.monotonic() - began)
                 log.write(line)
                 progress.say(summary(line, run.total_steps))
-                save_run(run, line)
+                save_run(run, line, candidate=run.step % val_period == 0 or run.step == run.total_steps)
                 totals, since, mark = {}, run.step, time.monotonic()
     progress.close()
     return run.step == run.total_steps
@@ -507,12 +391,15 @@ def check_finite(run: Run, means: dict[str, float], lr: float) -> None:
         )
 
 
-def validate(run: Run, means: dict[str, float], lambda_p: float, lr: float, seconds: float) -> dict[str, Any]:
-    """One line of metrics.jsonl: losses since the last line, accuracies now; None (null) for what was not measured."""
+def validate(run: Run, means: dict[str, float], p: float, lambda_p: float, lr: float, seconds: float) -> dict[str, Any]:
+    """One line of metrics.jsonl; None (null) for what was not measured.
+
+    Losses and domain accuracy are means since the last line; p, lambda and lr those of the step just done.
+    """
     return {
         "step": run.step,
         "seconds": round(seconds, 3),
-        "p": run.step / run.total_steps,
+        "p": p,
         "lambda": lambda_p,
         "lr": lr,
         "L_y": means["L_y"],
@@ -522,10 +409,6 @@ def validate(run: Run, means: dict[str, float], lambda_p: float, lr: float, seco
         "target_val_accuracy": accuracy(run.net, run.data.target_val),
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
     }
-
-
-def shown(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def describe(losses: dict[str, Tensor], lambda_p: float, run: Run, mark: float) -> str:
@@ -539,7 +422,7 @@ def describe(losses: dict[str, Tensor], lambda_p: float, run: Run, mark: float) 
 def summary(line: dict[str, Any], total_steps: int) -> str:
     """A validation in one line."""
     return (
-        f"step {line['step']}/{total_steps}  L_y {line['L_y']:.3f}  L_d {shown(line['L_d'])}  "
+        f"step {line['step']}/{total_steps}  L_y {line['L_y']:.3f}  L_d {shown(line['L_d'], 3)}  "
         f"lambda {line['lambda']:.2f}  domain acc {shown(line['domain_accuracy'], 2)}  "
         f"val accuracy: source {shown(line['source_val_accuracy'], 4)} "
         f"target {shown(line['target_val_accuracy'], 4)}"
@@ -548,7 +431,6 @@ def summary(line: dict[str, Any], total_steps: int) -> str:
 
 def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
     """Measure the selected checkpoint, draw the curves, and write result.json last, as the sign that all is done."""
-    assert run.kept is not None
     name = "last.pt" if run.args.select == "last" else run.kept[0]["name"]
     selected = load_checkpoint(run.folder / name)
     run.net.load_state_dict(selected["model"])
@@ -591,6 +473,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
     command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
     folder = open_folder(args)
+    if args.resume and (folder / "args.json").exists():
+        check_same_run(folder, args)
     if args.resume and (folder / "result.json").exists():
         print(f"{folder} is finished, nothing to do.\n{folder}")
         return {**read_json(folder / "result.json"), "folder": str(folder)}

@@ -7,6 +7,7 @@ classes come from the checkpoint. About 20 seconds for the default 1,000 images 
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import pandas as pd
 import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from torch import Tensor
 
 from checkpoint import build_network, load_checkpoint, resolve_checkpoint
-from dataset import Domain, list_split, read_domain
-from metrics import predict, proxy_a_distance
-from model import SOURCE
+from dataset import Domain, drop_foreign_labels, list_split, read_domain
+from metrics import MINIMUM, predict, proxy_a_distance
+from model import DANN, SOURCE
 from plots import draw_by_class, draw_by_domain
-from utils import DEVICES, SEED, Parser, UserError, atomic_path, bounded, choose_device, run_script
+from utils import DEVICES, SEED, Parser, UserError, atomic_path, bounded, choose_device, run_script, shown
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,23 +45,52 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_validation(args: argparse.Namespace, domain: str, classes: list[str], size: int) -> Domain:
-    """Validation images of a domain, its training images where it has none; labels where they are there."""
+def read_validation(args: argparse.Namespace, domain: str, classes: list[str], size: int) -> tuple[Domain, str]:
+    """Images of a domain and the split they are of: val, or train where there is no val; labels where they are there.
+
+    Labels that are no classes of the network (a target's folders may sort by anything) are left out.
+    """
     for split in ("val", "train"):
         listing = list_split(args.data_root, domain, split, with_labels=True)
         if listing is not None:
-            if listing.origin.suffix != ".csv":  # folder names of an unlabelled domain need not be classes
-                known = listing.labels is not None and set(listing.labels) <= set(classes)
-                listing.labels = listing.labels if known else None
-            return read_domain(listing, classes, size, 0)
-    raise UserError(f"{args.data_root / domain} holds no images.")
+            return read_domain(drop_foreign_labels(listing, classes), classes, size, 0), split
+    raise UserError(f"{args.data_root / domain} holds no images; put some there.")
 
 
-def draw_sample(domain: Domain, limit: int, seed: int) -> Domain:
-    """At most `limit` images of a domain, chosen by `seed`."""
-    rows = torch.randperm(len(domain), generator=torch.Generator().manual_seed(seed))[:limit].sort().values
-    labels = domain.labels[rows] if domain.labels is not None else None
-    return Domain(domain.images[rows], labels, [domain.names[i] for i in rows.tolist()])
+@dataclass
+class Side:
+    """One domain of the figures: every image's feature [N, F] and prediction [N], and the rows that are drawn."""
+
+    name: str
+    split: str
+    data: Domain
+    features: Tensor
+    predicted: Tensor
+    rows: list[int]
+
+    def in_words(self) -> str:
+        """Name, n and accuracy for the title."""
+        if self.data.labels is None:
+            return f"{self.name} {self.split} (n = {len(self.data):,}, no labels)"
+        share = self.accuracy()
+        return f"{self.name} {self.split} (n = {len(self.data):,}, accuracy {share:.3f})"
+
+    def accuracy(self) -> float | None:
+        if self.data.labels is None:
+            return None
+        return (self.predicted == self.data.labels).sum().item() / len(self.data)
+
+    def drawn_labels(self) -> list[int]:
+        """Class indices of the drawn images, -1 without labels."""
+        return [-1] * len(self.rows) if self.data.labels is None else self.data.labels[self.rows].tolist()
+
+
+def look_at(args: argparse.Namespace, net: DANN, classes: list[str], name: str, statistics: int) -> Side:
+    """Read a domain, pass it with the BatchNorm statistics of `statistics`, and choose by --seed what is drawn."""
+    data, split = read_validation(args, name, classes, net.arguments["size"])
+    features, probabilities = predict(net, data.images, domain=statistics)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(args.seed))
+    return Side(name, split, data, features, probabilities.argmax(1), order[: args.limit].sort().values.tolist())
 
 
 def embed(features: np.ndarray, seed: int) -> np.ndarray:
@@ -69,71 +100,54 @@ def embed(features: np.ndarray, seed: int) -> np.ndarray:
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
 
 
+def write_coordinates(path: Path, sides: list[Side], classes: list[str], points: np.ndarray) -> None:
+    """Write image_name, domain, label, prediction, x, y of every drawn image."""
+    rows = [
+        (side.data.names[row], side.name, classes[label] if label >= 0 else "", classes[int(side.predicted[row])])
+        for side in sides
+        for row, label in zip(side.rows, side.drawn_labels(), strict=True)
+    ]
+    table = pd.DataFrame(rows, columns=["image_name", "domain", "label", "prediction"])
+    with atomic_path(path) as part:
+        table.assign(x=points[:, 0], y=points[:, 1]).to_csv(part, index=False, float_format="%.4f")
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Draw both figures; returns the paths, the accuracies and the proxy A-distance that the titles state."""
+    """Draw both figures; returns the accuracies and the proxy A-distance that the titles state, and the count."""
     args = build_parser().parse_args(argv)
     if args.out_path.exists() and not args.out_path.is_dir():
         raise UserError(f"--out_path {args.out_path} is a file; name a folder.")
     file = resolve_checkpoint(args.checkpoint)
     checkpoint = load_checkpoint(file)
     net, classes = build_network(file, checkpoint, choose_device(args.device))
-    names = [
-        args.source_file or checkpoint["args"].get("source_file"),
-        args.target_file or checkpoint["args"].get("target_file"),
-    ]
+    stated = checkpoint["args"]
+    names = [args.source_file or stated.get("source_file"), args.target_file or stated.get("target_file")]
     for flag, name in zip(("--source_file", "--target_file"), names, strict=True):
         if name is None:
             raise UserError(f"{file} does not say its domain; give {flag}.")
-    sides = (SOURCE, net.predict_as)  # whose BatchNorm statistics each domain is passed with
-    full = [read_validation(args, name, classes, net.arguments["size"]) for name in names]
-    f_full, p_full = zip(
-        *(predict(net, data.images, domain=d) for data, d in zip(full, sides, strict=True)), strict=True
-    )
-    accuracies = [
-        None if domain.labels is None else (p.argmax(1) == domain.labels).sum().item() / len(domain)
-        for domain, p in zip(full, p_full, strict=True)
-    ]
-    distance = proxy_a_distance(f_full[0], f_full[1])
-    drawn = [draw_sample(domain, args.limit, args.seed) for domain in full]
-    f, p = zip(*(predict(net, data.images, domain=d) for data, d in zip(drawn, sides, strict=True)), strict=True)
-    points = embed(torch.cat(f).numpy(), args.seed)
-    domains = np.repeat([0, 1], [len(domain) for domain in drawn])
-    labels = np.concatenate(
-        [np.full(len(domain), -1) if domain.labels is None else domain.labels.numpy() for domain in drawn]
-    )
-    words = [
-        f"{name} (n = {len(domain)}" + (")" if share is None else f", accuracy {share:.3f})")
-        for name, domain, share in zip(names, full, accuracies, strict=True)
-    ]
-    stated = checkpoint["args"]
+    # BatchNorm statistics of the source exist where it was trained on; a `target` run has its target's alone.
+    statistics = [net.predict_as if stated.get("train_mode") == "target" else SOURCE, net.predict_as]
+    sides = [look_at(args, net, classes, name, d) for name, d in zip(names, statistics, strict=True)]
+    enough = min(len(side.data) for side in sides) >= MINIMUM
+    distance = proxy_a_distance(sides[0].features, sides[1].features) if enough else None
+    points = embed(torch.cat([side.features[side.rows] for side in sides]).numpy(), args.seed)
+    domains = np.repeat([0, 1], [len(side.rows) for side in sides])
+    labels = np.concatenate([side.drawn_labels() for side in sides])
     how = (
-        f"{stated.get('train_mode', 'published dann')}, recipe {stated.get('recipe', 'unknown')}, "
-        f"{net.arguments['arch']} network"
+        f"{stated.get('train_mode', 'published dann')}, recipe {stated.get('recipe', 'published')}, {net.arch} network"
     )
     title = (
-        f"{words[0]} -> {words[1]}\n{how}; proxy A-distance {distance:.2f}; "
-        f"{len(drawn[0])} + {len(drawn[1])} validation images drawn"
+        f"{sides[0].in_words()} -> {sides[1].in_words()}\n{how}; proxy A-distance {shown(distance, 2)}; "
+        f"{len(sides[0].rows)} + {len(sides[1].rows)} images drawn"
     )
     args.out_path.mkdir(parents=True, exist_ok=True)
     draw_by_class(points, domains, labels, classes, names, title, args.out_path / "latent_by_class.png")
     draw_by_domain(points, domains, names, title, args.out_path / "latent_by_domain.png")
-    predicted = torch.cat(p).argmax(1).tolist()
-    table = pd.DataFrame(
-        {
-            "image_name": [name for domain in drawn for name in domain.names],
-            "domain": [names[d] for d in domains],
-            "label": [classes[k] if k >= 0 else "" for k in labels],
-            "prediction": [classes[k] for k in predicted],
-            "x": points[:, 0],
-            "y": points[:, 1],
-        }
-    )
-    with atomic_path(args.out_path / "latent.csv") as part:
-        table.to_csv(part, index=False, float_format="%.4f")
+    write_coordinates(args.out_path / "latent.csv", sides, classes, points)
     print(f"{title}\n{args.out_path}")
     return {
         "out_path": str(args.out_path),
-        "accuracy": dict(zip(names, accuracies, strict=True)),
+        "accuracy": {side.name: side.accuracy() for side in sides},
         "proxy_a_distance": distance,
         "count": len(points),
     }

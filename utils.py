@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,8 +48,8 @@ def bounded(kind: Callable[[str], Any], low: float, high: float = float("inf"), 
             value = float("nan")
         if not low <= value <= high or (exclusive and value == low) or value == float("inf"):
             whole = "a whole number" if kind is int else "a number"
-            above = f"above {low:g}" if exclusive else f"of at least {low:g}"
-            upper = "" if high == float("inf") else f" and at most {high:g}"
+            above = f"above {low:,}" if exclusive else f"of at least {low:,}"
+            upper = "" if high == float("inf") else f" and at most {high:,}"
             raise argparse.ArgumentTypeError(f"{text!r} is not {whole} {above}{upper}")
         return value
 
@@ -75,9 +76,15 @@ def run_script(main: Callable[[], dict[str, Any]]) -> NoReturn:
     except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(2)
+    except torch.OutOfMemoryError:
+        print(f"{script}: the device ran out of memory; use a smaller --batch_size or --device cpu.", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:  # full disk, read-only folder, vanished file
         where = f"{error.filename}: " if error.filename else ""
         print(f"{script}: {where}{error.strerror or error}; nothing was left half written.", file=sys.stderr)
+        sys.exit(2)
+    except Exception:  # a fault of ours: its traceback is what a report needs, but 1 would say "done"
+        traceback.print_exc()
         sys.exit(2)
     sys.exit(130 if outcome.get("interrupted") else 1 if outcome.get("left_out") else 0)
 
@@ -95,6 +102,8 @@ def choose_device(name: str) -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if name == "cuda":  # TF32 would make float32 prediction differ from the CPU's
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if not available[name]:
         here = ", ".join(kind for kind, there in available.items() if there)
         raise UserError(f"--device {name} is not available on this machine; use --device auto or one of: {here}.")
@@ -120,6 +129,11 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "platform": f"{platform.system()} {platform.machine()}",
     }
+
+
+def shown(value: float | None, digits: int = 4) -> str:
+    """A number for people; a dash for what was not measured."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def describe_device(device: torch.device) -> str:
@@ -173,8 +187,8 @@ def read_json(path: Path) -> Any:
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint {model, model_args, args, step, metrics, versions, resume} whole or not at all."""
-    with atomic_path(path) as part:
-        torch.save(checkpoint, part)
+    with atomic_path(path) as part, part.open("wb") as file:  # a Python file: a full disk is an OSError
+        torch.save(checkpoint, file)
 
 
 # The log of a run

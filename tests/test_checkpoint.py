@@ -4,7 +4,7 @@ import pickle
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -193,8 +193,8 @@ def test_a_path_without_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path / "x.pt", {"step": 1})
 
-    def full_disk(content: Any, path: Path) -> None:
-        path.write_bytes(b"half")
+    def full_disk(content: Any, file: IO[bytes]) -> None:
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)

@@ -273,3 +273,48 @@ def test_images_and_labels_of_a_batch_belong_together() -> None:
     assert x.shape == (8, 3, 2, 2)
     assert torch.equal(x[:, 0, 0, 0].long(), y)
     assert x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_rows_keep_their_line_numbers_past_blank_lines_and_trailing_commas(tmp_path: Path) -> None:
+    root = folder_with(tmp_path, "image_name,label\n\na.png,1,\n\nb.png,\n\n")
+    with pytest.raises(UserError, match=r"train.csv row 5: no label for b.png"):
+        list_split(root, "d", "train", True)
+
+
+def test_an_empty_label_column_is_no_labels(tmp_path: Path) -> None:
+    assert labels_of(folder_with(tmp_path, "image_name,label\na.png,\nb.png,\n")) is None
+
+
+def test_hidden_folders_are_passed_over(tmp_path: Path) -> None:
+    for name in ("d/cat/x.png", "d/.ipynb_checkpoints/x.png", "d/dog/x.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert labels_of(tmp_path) == ["cat", "dog"]
+
+
+def test_an_image_beside_class_folders_is_named(tmp_path: Path) -> None:
+    for name in ("d/cat/x.png", "d/stray.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    with pytest.raises(UserError, match=r"holds class folders and, beside them, stray.png; move it into the folder"):
+        list_split(tmp_path, "d", "train", True)
+
+
+def test_without_labels_the_class_folder_does_not_change_the_order(tmp_path: Path) -> None:
+    for root, folders in (("one", "ab"), ("two", "ba")):
+        for name, folder in zip(("x.png", "y.png"), folders, strict=True):
+            (tmp_path / root / "d" / folder).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / root / "d" / folder / name)
+    orders = []
+    for root in ("one", "two"):
+        listing = list_split(tmp_path / root, "d", "train", False)
+        assert listing is not None
+        orders.append([path.name for path in listing.paths])
+    assert orders[0] == orders[1] == ["x.png", "y.png"]
+
+
+def test_a_dark_16_bit_image_stays_dark(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 200, dtype=np.uint16)).save(tmp_path / "x.png")
+    pixels = read_image(tmp_path / "x.png", 4)
+    assert isinstance(pixels, np.ndarray)
+    assert pixels.max() == 0

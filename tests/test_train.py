@@ -483,7 +483,7 @@ def test_topk_keeps_the_best_files_and_deletes_the_others(
         (["--train_mode", "sauce"], "argument --train_mode: invalid choice: 'sauce'"),
         (["--target_file", "mnistm"], "--source_file and --target_file are both mnistm; dann needs two domains."),
         (["--target_file", "nowhere"], "nowhere does not exist; --data_root"),
-        (["-bs", "0"], "argument -bs/--batch_size: '0' is not a whole number of at least 2 and at most 65536"),
+        (["-bs", "0"], "argument -bs/--batch_size: '0' is not a whole number of at least 2 and at most 65,536"),
         (["-lr", "nan"], "argument -lr/--learning_rate: 'nan' is not a number above 0 and at most 10"),
         (["-ep", "-1"], "argument -ep/--epochs: '-1' is not a number above 0"),
         (["--run_name", "../x"], "--run_name '../x' must be a plain folder name"),
@@ -544,6 +544,46 @@ def test_resuming_with_other_arguments_is_refused(small_data: Path, tmp_path: Pa
     (tmp_path / "x" / "result.json").unlink()
     with pytest.raises(UserError, match=r"learning_rate \(was 0.004, is 0.1\)"):
         run(small_data, tmp_path, "dann", "usps", "--run_name", "x", "--resume", "-lr", "0.1")
+
+
+def test_resuming_a_finished_run_with_other_arguments_is_refused_too(small_data: Path, tmp_path: Path) -> None:
+    run(small_data, tmp_path, "dann", "usps")
+    with pytest.raises(UserError, match=r"arch \(was small, is published\)"):
+        run(small_data, tmp_path, "dann", "usps", "--resume", "--arch", "published")
+
+
+def test_a_step_at_which_ctrl_c_stopped_is_not_selected(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_accuracies(monkeypatch, [0.5, 0.9, 0.6], [0.1, 0.1, 0.1])  # of steps 6, 8 (interrupted) and 12
+    step, calls = train.train_step, iter(range(100))
+
+    def interrupted(*args: Any) -> None:
+        step(*args)
+        if next(calls) == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train, "train_step", interrupted)
+    run(small_data, tmp_path, "dann", "usps", "--select", "source_val")
+    monkeypatch.setattr(train, "train_step", step)
+    outcome = run(small_data, tmp_path, "dann", "usps", "--select", "source_val", "--resume")
+    assert outcome["selected_step"] == 12
+
+
+def test_target_folders_that_are_no_classes_are_no_labels(small_data: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(small_data / "mnistm", root / "mnistm")
+    for split in ("train", "val"):
+        shutil.copytree(small_data / "usps" / "data", root / "photos" / split / "camera1")
+    outcome = run(root, tmp_path / "runs", "dann", "photos")
+    assert outcome["target_val_accuracy"] is None
+
+
+def test_an_accuracy_is_not_parsed_from_a_file_name(small_data: Path, tmp_path: Path) -> None:
+    outcome = run(small_data, tmp_path)
+    renamed = tmp_path / "ep9_usps_acc=0.99999.pt"
+    shutil.copy(Path(outcome["folder"]) / "last.pt", renamed)
+    assert load_checkpoint(renamed)["metrics"]["target_val_accuracy"] == outcome["target_val_accuracy"]
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(

@@ -1,11 +1,14 @@
 """The latent-space figures are drawn from validation images and say what they show."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import QUICK
 from PIL import Image
 
+import train
 import tsne
 from utils import UserError
 
@@ -75,3 +78,25 @@ def test_an_output_that_is_a_file_is_refused(dann_run: Path, small_data: Path, t
     (tmp_path / "x").touch()
     with pytest.raises(UserError, match="is a file; name a folder"):
         tsne.main(["--checkpoint", str(dann_run), "--data_root", str(small_data), "--out_path", str(tmp_path / "x")])
+
+
+def test_a_target_run_is_drawn_with_the_statistics_it_learnt(small_data: Path, tmp_path: Path) -> None:
+    """It never saw the source: the source's own BatchNorm statistics are untrained and would make noise of it."""
+    run = train.main(
+        [
+            *("--data_root", str(small_data), "--train_mode", "target", "--target_file", "usps", "--save_dir"),
+            *(str(tmp_path), *QUICK, "--max_steps", "60", "--val_period", "60"),
+        ]
+    )
+    outcome = tsne.main(
+        ["--checkpoint", run["folder"], "--data_root", str(small_data), "--out_path", str(tmp_path / "x")]
+    )
+    assert outcome["accuracy"]["usps"] == run["target_val_accuracy"]
+    assert outcome["accuracy"]["mnistm"] > 0.9  # the test domains look alike
+
+
+def test_the_title_states_the_measures_of_the_result(dann_run: Path, small_data: Path, tmp_path: Path) -> None:
+    outcome = tsne.main(["--checkpoint", str(dann_run), "--data_root", str(small_data), "--out_path", str(tmp_path)])
+    result = json.loads((dann_run / "result.json").read_text())
+    assert outcome["proxy_a_distance"] == pytest.approx(result["proxy_a_distance"]["trained"])
+    assert outcome["accuracy"] == {"mnistm": result["source_val_accuracy"], "usps": result["target_val_accuracy"]}

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ SCRIPTS = sorted(file.name for file in PROJECT.glob("*.py") if "def build_parser
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_opens_with_the_purpose_and_fits_80_columns_of_docstring(script: str) -> None:
+def test_help_opens_with_the_purpose_of_the_script(script: str) -> None:
     done = subprocess.run(
         [sys.executable, script, "--help"],
         capture_output=True,
@@ -28,7 +29,7 @@ def test_help_opens_with_the_purpose_and_fits_80_columns_of_docstring(script: st
     )
     assert done.returncode == 0
     assert ast.get_docstring(ast.parse((PROJECT / script).read_text())).splitlines()[0] in done.stdout  # type: ignore[union-attr]
-    assert "@" not in done.stdout  # no placeholder left
+    assert not re.search("@[A-Z_]+@", done.stdout)  # no placeholder left
 
 
 @pytest.mark.parametrize("module", sorted(file.stem for file in PROJECT.glob("*.py")))

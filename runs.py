@@ -1,0 +1,153 @@
+"""Run folders: what a run is between two validations, how it is kept on disk, and how it is gone on from."""
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataset import Domain
+from model import DANN
+from utils import UserError, read_json, save_checkpoint, versions, write_json
+
+
+@dataclass
+class Data:
+    """What a mode reads: `labelled` trains G_y, `unlabelled` (dann only) has no label, the rest is for measuring."""
+
+    classes: list[str]
+    labelled: Domain
+    unlabelled: Domain | None
+    source_val: Domain | None
+    target_val: Domain | None
+
+
+@dataclass
+class Run:
+    """State of a run between two validations; what `last.pt` holds and `--resume` restores."""
+
+    args: argparse.Namespace
+    folder: Path
+    data: Data
+    net: DANN
+    optimizer: torch.optim.Optimizer
+    precision: torch.dtype
+    total_steps: int
+    step: int = 0
+    seconds_before: float = 0.0  # of the runs that this one resumes
+    training_seconds: float = 0.0
+    images_seen: int = 0
+    distance_before: float | None = None
+    kept: list[dict[str, Any]] = field(default_factory=list)  # beside last.pt: {score, step, name}
+
+
+def open_folder(args: argparse.Namespace) -> Path:
+    """Folder of this run, not yet made: a default name that exists gets -2, -3; a given one is refused."""
+    folder = args.save_dir / args.run_name
+    if args.resume or not folder.exists():
+        return folder
+    if not args.default_name:
+        raise UserError(
+            f"run folder {folder} exists and is not overwritten; choose another --run_name, or go on in it "
+            "with --resume."
+        )
+    number = 2
+    while (args.save_dir / f"{args.run_name}-{number}").exists():
+        number += 1
+    return args.save_dir / f"{args.run_name}-{number}"
+
+
+# May differ when a run is gone on with. When it validates does not touch the weights, only what --select chooses from.
+IRRELEVANT = {"num_workers", "save_dir", "data_root", "run_name", "device"}
+
+
+def make_folder(run: Run) -> None:
+    """Make the run's folder and write args.json; a name that another run took meanwhile is refused."""
+    try:
+        run.folder.mkdir(parents=True, exist_ok=run.args.resume)
+    except FileExistsError as error:
+        raise UserError(f"run folder {run.folder} was made by another run just now; start this one again.") from error
+    args = {**plain_args(run.args), "total_steps": run.total_steps, "classes": run.data.classes}
+    write_json(run.folder / "args.json", args)
+
+
+def plain_args(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments as plain values, for args.json, checkpoints and results."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(args).items()
+        if name not in ("resume", "default_name")
+    }
+
+
+def check_same_run(folder: Path, args: argparse.Namespace) -> None:
+    """UserError when --resume asks for another run than the folder holds."""
+    before, now = read_json(folder / "args.json"), plain_args(args)
+    free = IRRELEVANT | ({"val_period"} if args.select == "last" else set())
+    other = [name for name, value in now.items() if name not in free and before.get(name) != value]
+    if other:
+        names = ", ".join(f"{name} (was {before.get(name)}, is {now[name]})" for name in other)
+        raise UserError(
+            f"--resume: the run in {folder} was started with other arguments: {names}; give the same ones "
+            "or another --run_name."
+        )
+
+
+def restore(run: Run, checkpoint: dict[str, Any]) -> None:
+    """Take up weights, optimizer and counters of a checkpoint; UserError when it cannot be gone on from."""
+    path, state = run.folder / "last.pt", checkpoint["resume"]
+    if state is None or checkpoint["args"]["classes"] != run.data.classes:
+        raise UserError(
+            f"{path} cannot be gone on from: it is of other classes or holds no optimizer; use another --run_name."
+        )
+    try:
+        run.net.load_state_dict(checkpoint["model"])
+        run.optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{path} is of another network than this run's; use another --run_name.") from error
+    run.step, run.kept = checkpoint["step"], state["kept"]
+    run.seconds_before, run.training_seconds = state["seconds"], state["training_seconds"]
+    run.images_seen, run.distance_before = state["images_seen"], state["distance_before"]
+
+
+def make_checkpoint(run: Run, metrics: dict[str, Any], with_resume: bool) -> dict[str, Any]:
+    resume = (
+        {
+            "optimizer": run.optimizer.state_dict(),
+            "kept": run.kept,
+            "seconds": metrics["seconds"],
+            "training_seconds": run.training_seconds,
+            "images_seen": run.images_seen,
+            "distance_before": run.distance_before,
+        }
+        if with_resume
+        else None
+    )
+    return {
+        "model": run.net.state_dict(),
+        "model_args": run.net.arguments,
+        "args": {**plain_args(run.args), "classes": run.data.classes},
+        "step": run.step,
+        "metrics": metrics,
+        "versions": versions(),
+        "resume": resume,
+    }
+
+
+def save_run(run: Run, metrics: dict[str, Any], candidate: bool) -> None:
+    """Write the kept checkpoints, then last.pt, and only then delete those that fell out of the top K.
+
+    candidate: whether --select may choose this step; one that Ctrl-C added is none, or it would change the result.
+    """
+    dropped: list[dict[str, Any]] = []
+    if candidate and run.args.topk and metrics["step"] not in [entry["step"] for entry in run.kept]:
+        score = metrics["step"] if run.args.select == "last" else metrics[f"{run.args.select}_accuracy"]
+        run.kept.append({"score": score, "step": run.step, "name": f"step{run.step:07d}.pt"})
+        run.kept.sort(key=lambda entry: (-entry["score"], entry["step"]))
+        run.kept, dropped = run.kept[: run.args.topk], run.kept[run.args.topk :]
+        if any(entry["step"] == run.step for entry in run.kept):
+            save_checkpoint(run.folder / f"step{run.step:07d}.pt", make_checkpoint(run, metrics, False))
+    save_checkpoint(run.folder / "last.pt", make_checkpoint(run, metrics, True))
+    for entry in dropped:
+        (run.folder / entry["name"]).unlink(missing_ok=True)
