@@ -4,7 +4,7 @@
 
 Writes predictions/pred.csv with the columns image_name,label, sorted by name, image_name relative to --test_loc.
 An unreadable image is named and left out, the rest is labelled, and the exit code is then 1. Reads checkpoints of
-train.py and those of download.sh. @INFERENCE_SPEED@
+train.py and those of download.sh.
 """
 
 import argparse
