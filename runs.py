@@ -1,6 +1,9 @@
 """Run folders: what a run is between two validations, how it is kept on disk, and how it is gone on from."""
 
 import argparse
+import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ import torch
 
 from dataset import Domain
 from model import DANN
-from utils import UserError, read_json, save_checkpoint, versions, write_json
+from utils import UserError, read_json, save_checkpoint, versions
 
 
 @dataclass
@@ -62,14 +65,35 @@ def open_folder(args: argparse.Namespace) -> Path:
 IRRELEVANT = {"num_workers", "save_dir", "data_root", "run_name", "device"}
 
 
-def make_folder(run: Run) -> None:
-    """Make the run's folder and write args.json; a name that another run took meanwhile is refused."""
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; UserError when another process holds it.
+
+    The lock is the operating system's and ends with its process, so a killed run never blocks the next one. Where the
+    system has no such lock (Windows) nothing is checked.
+    """
     try:
-        run.folder.mkdir(parents=True, exist_ok=run.args.resume)
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"run folder {folder} is in use by another run; wait for it or stop it.") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path, resume: bool) -> None:
+    """Make a run's folder; UserError when another run has taken the name since `open_folder` looked."""
+    try:
+        folder.mkdir(parents=True, exist_ok=resume)
     except FileExistsError as error:
-        raise UserError(f"run folder {run.folder} was made by another run just now; start this one again.") from error
-    args = {**plain_args(run.args), "total_steps": run.total_steps, "classes": run.data.classes}
-    write_json(run.folder / "args.json", args)
+        raise UserError(f"run folder {folder} was made by another run just now; start this one again.") from error
 
 
 def plain_args(args: argparse.Namespace) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Writes a run folder: args.json, metrics.jsonl, last.pt, curves.png and, when all
 """
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
@@ -28,7 +29,7 @@ from dataset import Batches, Domain, class_names, drop_foreign_labels, list_spli
 from metrics import accuracy, domain_distance
 from model import ARCHITECTURES, DANN, SOURCE, TARGET, lambda_schedule, learning_rate, reverse_gradient
 from plots import draw_curves
-from runs import Data, Run, check_same_run, make_folder, open_folder, plain_args, restore, save_run
+from runs import Data, Run, check_same_run, locked, make_folder, open_folder, plain_args, restore, save_run
 from utils import (
     DEVICES,
     PRECISIONS,
@@ -322,7 +323,8 @@ def start_run(args: argparse.Namespace, folder: Path, data: Data, device: torch.
         restore(run, load_checkpoint(folder / "last.pt"))
     else:
         run.distance_before = domain_distance(net, data.source_val, data.target_val)
-        make_folder(run)
+        arguments = {**plain_args(args), "total_steps": total_steps, "classes": data.classes}
+        write_json(folder / "args.json", arguments)
     return run
 
 
@@ -468,6 +470,13 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
     return result
 
 
+def resume_command(run: Run, command: str) -> str:
+    """The command that goes on in the folder of `run`, which `command` started."""
+    again = command if run.args.resume else f"{command} --resume"
+    numbered = run.args.default_name and run.folder.name != run.args.run_name  # NAME-2: say which
+    return f"{again} --run_name {shlex.quote(run.folder.name)}" if numbered else again
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train one run; returns its result and `folder`, or {"folder", "interrupted"} after Ctrl-C."""
     began = time.monotonic()
@@ -480,18 +489,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(f"{folder} is finished, nothing to do.\n{folder}")
         return {**read_json(folder / "result.json"), "folder": str(folder)}
     device = choose_device(args.device)
-    run = start_run(args, folder, load_data(args), device)
-    log = RunLog(folder / "metrics.jsonl", run.step)
-    try:
-        done = train(run, log, began)
-    finally:
-        log.close()
-    if not done:
-        again = command if args.resume else f"{command} --resume"
-        again += f" --run_name {shlex.quote(folder.name)}" if args.default_name and folder.name != args.run_name else ""
-        print(f"stopped at step {run.step} of {run.total_steps}; go on with:\n{again}\n{folder}")
-        return {"folder": str(folder), "interrupted": True}
-    result = finish(run, log, began, command)
+    data = load_data(args)
+    make_folder(folder, args.resume)
+    with locked(folder):
+        run = start_run(args, folder, data, device)
+        with contextlib.closing(RunLog(folder / "metrics.jsonl", run.step)) as log:
+            done = train(run, log, began)
+        if not done:
+            print(f"stopped at step {run.step} of {run.total_steps}; go on with:")
+            print(f"{resume_command(run, command)}\n{folder}")
+            return {"folder": str(folder), "interrupted": True}
+        result = finish(run, log, began, command)
     print(
         f"{args.train_mode}: target val accuracy {shown(result['target_val_accuracy'], 5)}, "
         f"source val accuracy {shown(result['source_val_accuracy'], 5)}, {result['seconds']:.0f} s\n{folder}"

@@ -429,6 +429,25 @@ def test_resuming_a_finished_run_does_nothing_and_a_new_one_starts_at_zero(small
     assert (Path(first["folder"]) / "last.pt").stat().st_mtime_ns == before
 
 
+def test_a_folder_in_use_by_another_run_is_refused_and_a_dead_runs_lock_does_not_block(
+    small_data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "dann_usps_paper_seed0"
+    folder.mkdir()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"import fcntl, os, time; d = os.open({str(folder)!r}, os.O_RDONLY); "
+         "fcntl.flock(d, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"],
+        stdout=subprocess.PIPE, text=True)  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="is in use by another run; wait for it or stop it"):
+        run(small_data, tmp_path, "dann", "usps", "--resume")
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    assert run(small_data, tmp_path, "dann", "usps", "--resume")["steps"] == 12
+
+
 def test_no_run_is_overwritten(small_data: Path, tmp_path: Path) -> None:
     folders = [Path(run(small_data, tmp_path)["folder"]).name for _ in range(3)]
     assert folders == ["dann_usps_paper_seed0", "dann_usps_paper_seed0-2", "dann_usps_paper_seed0-3"]
