@@ -3,10 +3,12 @@
     python report.py runs/source_usps_paper_seed0 runs/dann_usps_paper_seed0 [--out_path curves.png]
     python report.py --readme README.md
     python report.py --add runs/dann_usps_paper_seed0
+    python report.py --ship runs/dann_usps_paper_seed0
 
 The first prints a table of the runs named, with the arguments in which they differ, and draws their curves into one
 figure where --out_path is given. The second rewrites what stands between the README's `results` markers; --check only
-says whether it would change. The third copies a finished run's result.json to results/<run name>.json.
+says whether it would change. The third copies a finished run's result.json to results/<run name>.json; the
+fourth writes what predicts of its checkpoint to checkpoint/<mode>_<target>.pt, with the result beside it.
 """
 
 import argparse
@@ -16,10 +18,22 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from checkpoint import load_checkpoint
 from plots import draw_curves
-from utils import Parser, UserError, atomic_path, read_json, read_metrics, run_script, shown, write_json
+from utils import (
+    Parser,
+    UserError,
+    atomic_path,
+    read_json,
+    read_metrics,
+    run_script,
+    save_checkpoint,
+    shown,
+    write_json,
+)
 
 RESULTS = Path(__file__).resolve().parent / "results"
+SHIPPED = Path(__file__).resolve().parent / "checkpoint"
 BEGIN, END = "<!-- results: begin, by report.py -->", "<!-- results: end -->"
 VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers")  # within a cell of the table
 MODES, TARGETS = ("source", "dann", "target"), ("svhn", "usps")
@@ -42,7 +56,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--readme", type=Path, metavar="FILE", help="rewrite the tables of this README")
     parser.add_argument("--check", action="store_true", help="with --readme: change nothing, fail when it would change")
     parser.add_argument("--add", type=Path, metavar="RUN", help="copy the result of a finished run into results/")
+    parser.add_argument("--ship", type=Path, metavar="RUN", help="put a finished run's checkpoint into checkpoint/")
     return parser
+
+
+def ship(run: Path) -> Path:
+    """Write checkpoint/<mode>_<target>.pt and .json of a finished run: the weights that predict, no optimizer."""
+    result = read_json(run / "result.json")
+    checkpoint = load_checkpoint(run / result["checkpoint"])
+    name = f"{result['args']['train_mode']}_{result['args']['target_file']}"
+    save_checkpoint(SHIPPED / f"{name}.pt", {**checkpoint, "resume": None})
+    write_json(SHIPPED / f"{name}.json", result)
+    return SHIPPED / f"{name}.pt"
 
 
 # Comparing runs
@@ -214,8 +239,8 @@ def updated(readme: str, block: str, name: str) -> str:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Do what the flags ask; returns `changed` for --readme and the printed table for runs."""
     args = build_parser().parse_args(argv)
-    if not args.runs and not args.readme and not args.add:
-        raise UserError("nothing to report; name run folders, --readme FILE or --add RUN.")
+    if not (args.runs or args.readme or args.add or args.ship):
+        raise UserError("nothing to report; name run folders, --readme FILE, --add RUN or --ship RUN.")
     if args.check and not args.readme:
         raise UserError("--check checks a README; name it with --readme FILE.")
     if args.out_path and not args.runs:
@@ -225,6 +250,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         result = read_json(args.add / "result.json")
         write_json(RESULTS / f"{args.add.resolve().name}.json", result)
         print(f"results/{args.add.resolve().name}.json")
+    if args.ship:
+        print(ship(args.ship))
     if args.runs:
         outcome["table"] = compare(args.runs)
         print(outcome["table"])

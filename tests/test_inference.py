@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import stripes
+from conftest import QUICK, stripes
 from PIL import Image
 
 import inference
+import train
 from checkpoint import build_network, load_checkpoint
 from dataset import find_images, read_images
 from metrics import predict
@@ -158,3 +159,25 @@ def test_the_published_commands_of_prediction_work_from_another_folder(
     )
     assert done.returncode == 0, done.stderr
     assert len(pd.read_csv(tmp_path / "out" / "pred.csv")) == 10
+
+
+def test_classes_with_names_come_back_as_names(tmp_path: Path) -> None:
+    """Class-per-folder source of other sizes, unlabelled target in a plain folder: names in, names out."""
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        label = ("ash", "birch", "cherry")[i % 3]
+        for place in (f"leaves/train/{label}", f"leaves/val/{label}", "photos"):
+            folder = tmp_path / "data" / place
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(stripes(4 * (i % 3), rng)).resize((40, 36)).save(folder / f"{i:02d}.png")
+    run = train.main(
+        ["--data_root", str(tmp_path / "data"), "--train_mode", "dann", "--source_file", "leaves", "--target_file"]
+        + ["photos", "--save_dir", str(tmp_path), *QUICK, "--max_steps", "60"]
+    )
+    assert run["source_val_accuracy"] > 0.9
+    assert run["target_val_accuracy"] is None
+    table = predict_folder(Path(run["folder"]), tmp_path / "data" / "photos", tmp_path / "out", "--probs")
+    assert {"p_ash", "p_birch", "p_cherry"} <= set(table.columns)
+    assert set(table["label"]) <= {"ash", "birch", "cherry"}
+    wanted = [("ash", "birch", "cherry")[i % 3] for i in range(24)]
+    assert np.mean([a == b for a, b in zip(table["label"], wanted, strict=True)]) > 0.9

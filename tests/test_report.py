@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import same_tensors
 
 import report
+from checkpoint import load_checkpoint
 from utils import UserError
 
 PROJECT = Path(report.__file__).parent
@@ -93,3 +95,15 @@ def test_runs_are_compared_in_a_table_that_names_what_differs(dann_run: Path, tm
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no result.json; name a finished run folder"):
         report.main([str(tmp_path)])
+
+
+def test_a_shipped_checkpoint_predicts_the_same_without_its_optimizer(
+    dann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "SHIPPED", tmp_path)
+    report.main(["--ship", str(dann_run)])
+    shipped, whole = load_checkpoint(tmp_path / "dann_usps.pt"), load_checkpoint(dann_run / "last.pt")
+    assert same_tensors(shipped["model"], whole["model"])
+    assert shipped["resume"] is None
+    assert (tmp_path / "dann_usps.pt").stat().st_size < (dann_run / "last.pt").stat().st_size / 2
+    assert json.loads((tmp_path / "dann_usps.json").read_text())["command"].startswith("python train.py")
