@@ -61,10 +61,6 @@ def open_folder(args: argparse.Namespace) -> Path:
     return args.save_dir / f"{args.run_name}-{number}"
 
 
-# May differ when a run is gone on with. When it validates does not touch the weights, only what --select chooses from.
-IRRELEVANT = {"num_workers", "save_dir", "data_root", "run_name", "device"}
-
-
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run folder for this process; UserError when another process holds it.
@@ -103,6 +99,10 @@ def plain_args(args: argparse.Namespace) -> dict[str, Any]:
         for name, value in vars(args).items()
         if name not in ("resume", "default_name")
     }
+
+
+# May differ when a run is gone on with. When it validates does not touch the weights, only what --select chooses from.
+IRRELEVANT = {"num_workers", "save_dir", "data_root", "run_name", "device"}
 
 
 def check_same_run(folder: Path, args: argparse.Namespace) -> None:

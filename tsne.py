@@ -70,10 +70,9 @@ class Side:
 
     def in_words(self) -> str:
         """Name, n and accuracy for the title."""
-        if self.data.labels is None:
-            return f"{self.name} {self.split} (n = {len(self.data):,}, no labels)"
         share = self.accuracy()
-        return f"{self.name} {self.split} (n = {len(self.data):,}, accuracy {share:.3f})"
+        words = "no labels" if share is None else f"accuracy {share:.3f}"
+        return f"{self.name} {self.split} (n = {len(self.data):,}, {words})"
 
     def accuracy(self) -> float | None:
         if self.data.labels is None:
