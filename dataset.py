@@ -7,6 +7,7 @@ decoded once, into one contiguous uint8 tensor [N, H, W, 3]; a batch of it, perm
 
 import os
 import re
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from utils import Progress, UserError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 MAX_PIXELS = 50_000_000  # a larger image is taken for a decompression bomb
+PLAIN_PNG = {b"\x08\x00\x00\x00\x00": "L", b"\x08\x02\x00\x00\x00": "RGB"}  # depth, colour, coding -> mode
 
 
 @dataclass
@@ -239,6 +241,35 @@ def read_image(path: Path, size: int) -> np.ndarray | str:
         return f"not a readable image ({type(error).__name__})"
 
 
+def read_plain_png(path: Path, size: int) -> np.ndarray | None:
+    """Pixels uint8 [size, size, 1 or 3] of an intact PNG of 8-bit grey or RGB with nothing to interpret; else None.
+
+    Reads the chunks here and leaves only the pixels to Pillow's decoder: twice to four times the rate of Image.open on
+    such small files. Any chunk beside header, pixels and end (palette, transparency, EXIF, animation), a wrong
+    checksum, another size or depth: None, and Pillow itself and `to_rgb` are to judge.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            content = file.read(1 << 16)
+        kind = PLAIN_PNG.get(content[24:29])
+        if content[:8] != b"\x89PNG\r\n\x1a\n" or kind is None or content[16:24] != size.to_bytes(4, "big") * 2:
+            return None
+        at, name, pixels = 8, b"", b""
+        while name != b"IEND":
+            end = at + 8 + int.from_bytes(content[at : at + 4], "big")
+            name = content[at + 4 : at + 8]
+            if name not in (b"IHDR", b"IDAT", b"IEND"):
+                return None
+            if zlib.crc32(content[at + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+                return None
+            pixels += content[at + 8 : end] if name == b"IDAT" else b""
+            at = end + 4
+        image = Image.frombytes(kind, (size, size), pixels, "zip", kind, 0)
+        return np.asarray(image).reshape(size, size, -1)
+    except Exception:  # as in read_image: nothing that a file holds may end the program
+        return None
+
+
 def read_images(paths: Sequence[Path], size: int, workers: int = 0, label: str = "") -> tuple[Tensor, dict[int, str]]:
     """Decode images, each once, on `workers` threads (0: one per core).
 
@@ -253,7 +284,8 @@ def read_images(paths: Sequence[Path], size: int, workers: int = 0, label: str =
     def read_chunk(start: int) -> int:
         stop = min(start + 512, len(paths))
         for i in range(start, stop):
-            image = read_image(paths[i], size)
+            plain = read_plain_png(paths[i], size)
+            image = plain if plain is not None else read_image(paths[i], size)
             if isinstance(image, str):
                 unreadable[i] = image
             else:

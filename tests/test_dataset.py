@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.ImageOps import mirror
 
 import dataset
-from dataset import Batches, Domain, class_names, list_split, read_domain, read_image, read_images
+from dataset import Batches, Domain, class_names, list_split, read_domain, read_image, read_images, read_plain_png
 from utils import UserError
 
 
@@ -42,13 +42,13 @@ def test_a_domain_is_read_into_one_contiguous_uint8_tensor(small_data: Path) -> 
 
 def test_each_image_is_decoded_once(small_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
-    original = dataset.read_image
+    original = dataset.read_plain_png
 
-    def counting(path: Path, size: int) -> np.ndarray | str:
+    def counting(path: Path, size: int) -> np.ndarray | None:
         opened.append(path)
         return original(path, size)
 
-    monkeypatch.setattr(dataset, "read_image", counting)
+    monkeypatch.setattr(dataset, "read_plain_png", counting)
     listing = list_split(small_data, "usps", "train", True)
     assert listing is not None
     domain = read_domain(listing, None, 28, 2)
@@ -318,3 +318,38 @@ def test_a_dark_16_bit_image_stays_dark(tmp_path: Path) -> None:
     pixels = read_image(tmp_path / "x.png", 4)
     assert isinstance(pixels, np.ndarray)
     assert pixels.max() == 0
+
+
+def test_the_plain_png_reader_reads_what_pillow_reads_and_leaves_the_rest_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    rgb, grey = rng.integers(0, 256, (28, 28, 3), dtype=np.uint8), rng.integers(0, 256, (28, 28), dtype=np.uint8)
+    alpha = rng.integers(0, 256, (28, 28, 4), dtype=np.uint8)
+    images = {
+        "rgb": Image.fromarray(rgb),
+        "grey": Image.fromarray(grey),
+        "alpha": Image.fromarray(alpha),
+        "palette": Image.fromarray(rgb).quantize(16),
+        "wide": Image.fromarray(grey.astype(np.uint16) * 257),
+        "large": Image.fromarray(rgb).resize((40, 30)),
+    }
+    for name, image in images.items():
+        image.save(tmp_path / f"{name}.png")
+    Image.fromarray(grey).save(tmp_path / "see_through.png", transparency=int(grey[0, 0]))
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    Image.fromarray(rgb).save(tmp_path / "turned.png", exif=rotated)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "rgb.png").read_bytes()[:900])
+    (tmp_path / "torn.png").write_bytes((tmp_path / "rgb.png").read_bytes()[:-300] + bytes(300))
+    Image.fromarray(rgb).save(tmp_path / "jpeg.png", format="jpeg")
+    paths = sorted(tmp_path.iterdir())
+
+    plain = [path.stem for path in paths if read_plain_png(path, 28) is not None]
+    assert plain == ["grey", "rgb"]
+    fast = read_images(paths, 28)
+    monkeypatch.setattr(dataset, "read_plain_png", lambda path, size: None)
+    slow = read_images(paths, 28)
+    assert torch.equal(slow[0], fast[0])
+    assert slow[1] == fast[1]
+    assert sorted(paths[i].stem for i in slow[1]) == ["cut", "torn"]
