@@ -1,5 +1,7 @@
 """What a trained network is worth: predictions, accuracy, features, and how far apart two domains still are."""
 
+from dataclasses import dataclass
+
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
@@ -8,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from dataset import Domain
-from model import DANN, SOURCE
+from model import DANN
 
 EVAL_BATCH = 512
 MINIMUM = 10  # images of a domain for which a proxy A-distance means anything
@@ -34,12 +36,27 @@ def predict(
     return torch.cat(features), torch.cat(probabilities)
 
 
-def accuracy(net: DANN, data: Domain | None, domain: int | None = None) -> float | None:
-    """Share of a labelled set that the network gets right, 0..1; None where there is nothing to measure."""
-    if data is None or data.labels is None or len(data) == 0:
+@dataclass
+class Answers:
+    """What a network says of one set: features [N, F], probabilities [N, K] and, where labels exist, the accuracy."""
+
+    features: Tensor
+    probabilities: Tensor
+    accuracy: float | None
+
+
+def answers(net: DANN, data: Domain | None, domain: int | None = None) -> Answers | None:
+    """Predict a set, and score it where it has labels; None where there is nothing to predict."""
+    if data is None or len(data) == 0:
         return None
-    predicted = predict(net, data.images, domain=domain)[1].argmax(1)
-    return (predicted == data.labels).sum().item() / len(data)
+    features, probabilities = predict(net, data.images, domain=domain)
+    right = (probabilities.argmax(1) == data.labels).sum().item() if data.labels is not None else None
+    return Answers(features, probabilities, right / len(data) if right is not None else None)
+
+
+def share_right(found: Answers | None) -> float | None:
+    """Accuracy 0..1, None where it was not measured."""
+    return found.accuracy if found else None
 
 
 def proxy_a_distance(features_s: Tensor, features_t: Tensor, limit: int = 2000, seed: int = 0) -> float:
@@ -61,8 +78,8 @@ def proxy_a_distance(features_s: Tensor, features_t: Tensor, limit: int = 2000, 
     return 2.0 * (2.0 * float(cross_val_score(classifier, x[order], d[order], cv=5).mean()) - 1.0)
 
 
-def domain_distance(net: DANN, source: Domain | None, target: Domain | None, limit: int = 2000) -> float | None:
-    """Proxy A-distance of two validation sets in the network's features; None without both or with under 10 images."""
-    if source is None or target is None or min(len(source), len(target)) < MINIMUM:
+def domain_distance(source: Answers | None, target: Answers | None, limit: int = 2000) -> float | None:
+    """Proxy A-distance of two sets' features; None without both or with under 10 images."""
+    if source is None or target is None or min(len(source.features), len(target.features)) < MINIMUM:
         return None
-    return proxy_a_distance(predict(net, source.images, domain=SOURCE)[0], predict(net, target.images)[0], limit)
+    return proxy_a_distance(source.features, target.features, limit)

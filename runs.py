@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from dataset import Domain
+from metrics import Answers
 from model import DANN
+from strong import Teacher
 from utils import UserError, read_json, save_checkpoint, versions
 
 
@@ -37,12 +39,20 @@ class Run:
     optimizer: torch.optim.Optimizer
     precision: torch.dtype
     total_steps: int
+    teacher: Teacher | None = None
     step: int = 0
     seconds_before: float = 0.0  # of the runs that this one resumes
     training_seconds: float = 0.0
     images_seen: int = 0
     distance_before: float | None = None
     kept: list[dict[str, Any]] = field(default_factory=list)  # beside last.pt: {score, step, name}
+    measured: dict[str, Answers | None] = field(default_factory=dict)  # of both val sets, at the last validation
+    measured_step: int = -1
+
+    @property
+    def predictor(self) -> DANN:
+        """The network that predicts: the teacher's average where there is a teacher."""
+        return self.teacher.net if self.teacher else self.net
 
 
 def open_folder(args: argparse.Namespace) -> Path:
@@ -126,9 +136,11 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
             f"{path} cannot be gone on from: it is of other classes or holds no optimizer; use another --run_name."
         )
     try:
-        run.net.load_state_dict(checkpoint["model"])
+        run.net.load_state_dict(state["student"] if run.teacher else checkpoint["model"])
         run.optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError) as error:
+        if run.teacher:
+            run.teacher.load_state_dict(checkpoint["model"], state["teacher"])
+    except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{path} is of another network than this run's; use another --run_name.") from error
     run.step, run.kept = checkpoint["step"], state["kept"]
     run.seconds_before, run.training_seconds = state["seconds"], state["training_seconds"]
@@ -144,12 +156,14 @@ def make_checkpoint(run: Run, metrics: dict[str, Any], with_resume: bool) -> dic
             "training_seconds": run.training_seconds,
             "images_seen": run.images_seen,
             "distance_before": run.distance_before,
+            "student": run.net.state_dict() if run.teacher else None,
+            "teacher": run.teacher.state_dict() if run.teacher else None,
         }
         if with_resume
         else None
     )
     return {
-        "model": run.net.state_dict(),
+        "model": run.predictor.state_dict(),
         "model_args": run.net.arguments,
         "args": {**plain_args(run.args), "classes": run.data.classes},
         "step": run.step,

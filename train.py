@@ -24,12 +24,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from augment import views
 from checkpoint import load_checkpoint
 from dataset import Batches, Domain, class_names, drop_foreign_labels, list_split, read_domain
-from metrics import accuracy, domain_distance
+from metrics import answers, domain_distance, share_right
 from model import ARCHITECTURES, DANN, SOURCE, TARGET, lambda_schedule, learning_rate, reverse_gradient
 from plots import draw_curves
 from runs import Data, Run, check_same_run, locked, make_folder, open_folder, plain_args, restore, save_run
+from signs import SIGNS, label_free_signs
+from strong import PARTS, Teacher, pseudo_label_loss, ramp
 from utils import (
     DEVICES,
     PRECISIONS,
@@ -53,6 +56,7 @@ from utils import (
 
 MODES = ("source", "dann", "target")
 SELECTIONS = ("last", "source_val", "target_val")
+LOGGED = ("L_y", "L_d", "L_u", "domain_accuracy", "pseudo_label_coverage", "teacher_agreement")  # means of the steps
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,16 @@ class Recipe:
     lr: float
     weight_decay: float
     lambda_max: float  # the schedule's end value is lambda_max * 0.9999
+    parts: tuple[str, ...] = ("adversarial",)  # see strong.py
+    ema_decay: float = 0.99  # of the teacher
+    threshold: float = 0.85  # confidence from which on a pseudo-label counts
+    ramp_end: float = 0.3  # progress at which the pseudo-labels have their full weight
 
 
-RECIPES = {"paper": Recipe({"source": 1000, "dann": 1800, "target": 1000}, 128, 4e-3, 0.01, 0.2)}
+RECIPES = {
+    "paper": Recipe({"source": 1000, "dann": 1800, "target": 1000}, 128, 4e-3, 0.01, 0.2),
+    "strong": Recipe({"source": 2000, "dann": 3000, "target": 2000}, 128, 2e-3, 0.05, 0.1, PARTS),
+}
 
 
 def folder_name(text: str) -> str:
@@ -120,7 +131,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--recipe",
         choices=tuple(RECIPES),
         default="paper",
-        help="paper: the algorithm of the paper, nothing added (default)",
+        help="paper: the algorithm of the paper, nothing added (default); strong: with augmentation, "
+        "a conditional domain classifier and a teacher's pseudo-labels",
+    )
+    length.add_argument(
+        "--without",
+        nargs="+",
+        choices=PARTS,
+        default=[],
+        metavar="PART",
+        help=f"parts to leave out of recipe strong, to see what each is worth: {', '.join(PARTS)}",
     )
     length.add_argument(
         "--arch",
@@ -213,6 +233,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         args.default_name = False
     if args.run_name in ("", ".", "..") or "/" in args.run_name or os.sep in args.run_name:
         raise UserError(f"--run_name {args.run_name!r} must be a plain folder name; --save_dir says where it goes.")
+    if args.without and args.recipe != "strong":
+        raise UserError(f"--without leaves parts out of --recipe strong; --recipe {args.recipe} has none of them.")
+    args.without = [part for part in PARTS if part in args.without]
     recipe = RECIPES[args.recipe]
     args.batch_size = args.batch_size or recipe.batch_size
     args.learning_rate = args.learning_rate or recipe.lr
@@ -267,20 +290,39 @@ def label_loss(net: DANN, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     return {"L_y": F.cross_entropy(net.label_classifier(f).float(), y)}
 
 
-def adversarial_losses(net: DANN, x_s: Tensor, y_s: Tensor, x_t: Tensor, lambda_p: float) -> dict[str, Tensor]:
-    """L_y and L_d of one step of DANN, and the domain accuracy (not a loss: it has no gradient).
+def adversarial_losses(
+    net: DANN,
+    x_s: Tensor,
+    y_s: Tensor,
+    x_t: Tensor,
+    lambda_p: float,
+    pseudo: tuple[Tensor, Tensor] | None = None,
+    weight_u: float = 1.0,
+) -> dict[str, Tensor]:
+    """L_y, L_d and, with the teacher's `pseudo` labels, L_u of one step; beside them shares that have no gradient.
 
-    x_s, x_t: uint8 [B, 3, H, W], y_s: int64 [B]. Source and target pass BatchNorm apart: each is normalised by its own
-    batch and keeps running statistics of its own. L_d = -mean log p(d_i | f_i) over both domains; the reversal hands
-    G_f the gradient -lambda_p dL_d/df. Source: arXiv 1505.07818, equations 9 and 13 to 15.
+    x_s, x_t: uint8 or float [B, 3, H, W] in 0..255, y_s: int64 [B], pseudo: labels int64 [B] and mask float [B] of x_t.
+    Source and target pass BatchNorm apart: each is normalised by its own batch and keeps running statistics of its own.
+    L_d = -mean log p(d_i | f_i) over both domains; the reversal hands G_f the gradient -lambda_p dL_d/df. Source: arXiv
+    1505.07818, equations 9 and 13 to 15; with a conditional G_d arXiv 1705.10667. L_u is times its weight.
     """
     f_s, f_t = net.features(x_s, SOURCE), net.features(x_t, TARGET)  # [B, F] each
+    z_s = net.label_classifier(f_s).float()  # [B, K]
+    z_t = net.label_classifier(f_t).float() if net.conditional or pseudo else None
     d = torch.full((len(f_s) + len(f_t),), TARGET, device=f_s.device)  # [2B]
     d[: len(f_s)] = SOURCE
-    L_y = F.cross_entropy(net.label_classifier(f_s).float(), y_s)
-    d_hat = net.domain_classifier(reverse_gradient(torch.cat([f_s, f_t]), lambda_p)).float()  # [2B, 2]
-    L_d = F.cross_entropy(d_hat, d)
-    return {"L_y": L_y, "L_d": L_d, "domain_accuracy": (d_hat.argmax(1) == d).float().mean()}
+    h = torch.cat([f_s, f_t])  # [2B, F]
+    if net.conditional and z_t is not None:
+        h = torch.cat([h, torch.cat([z_s, z_t]).softmax(1)], 1)  # [2B, F + K]
+    d_hat = net.domain_classifier(reverse_gradient(h, lambda_p)).float()  # [2B, 2]
+    losses = {"L_y": F.cross_entropy(z_s, y_s), "L_d": F.cross_entropy(d_hat, d)}
+    if pseudo and z_t is not None:
+        labels, mask = pseudo
+        losses["L_u"] = weight_u * pseudo_label_loss(z_t, labels, mask)
+        losses["pseudo_label_coverage"] = mask.mean()
+        losses["teacher_agreement"] = (z_t.argmax(1) == labels).float().mean()
+    losses["domain_accuracy"] = (d_hat.argmax(1) == d).float().mean()
+    return losses
 
 
 def train_step(net: DANN, optimizer: torch.optim.Optimizer, losses: dict[str, Tensor]) -> None:
@@ -309,7 +351,13 @@ def start_run(args: argparse.Namespace, folder: Path, data: Data, device: torch.
         total_steps = max(1, round(args.epochs * len(data.labelled) / args.batch_size))
     seed_step(args.seed, -1)
     predict_as = SOURCE if args.train_mode == "source" else TARGET  # source: no statistics of a target are learnt
-    net = DANN(len(data.classes), args.arch, args.size, predict_as).to(device)
+    parts = parts_of(args)
+    net = DANN(len(data.classes), args.arch, args.size, predict_as, "conditional" in parts).to(device)
+    teacher = None
+    if "teacher" in parts:
+        assert data.labelled.labels is not None
+        shares = torch.bincount(data.labelled.labels, minlength=len(data.classes)) / len(data.labelled)
+        teacher = Teacher(net, shares, recipe.ema_decay, recipe.threshold, "alignment" in parts)
     run = Run(
         args,
         folder,
@@ -318,14 +366,22 @@ def start_run(args: argparse.Namespace, folder: Path, data: Data, device: torch.
         build_optimizer(net, args.train_mode, recipe),
         choose_precision(args.precision, device),
         total_steps,
+        teacher,
     )
     if args.resume and (folder / "last.pt").exists():
         restore(run, load_checkpoint(folder / "last.pt"))
     else:
-        run.distance_before = domain_distance(net, data.source_val, data.target_val)
+        run.distance_before = domain_distance(answers(net, data.source_val, SOURCE), answers(net, data.target_val))
         arguments = {**plain_args(args), "total_steps": total_steps, "classes": data.classes}
         write_json(folder / "args.json", arguments)
     return run
+
+
+def parts_of(args: argparse.Namespace) -> set[str]:
+    """Parts of the recipe that the mode has and --without does not name."""
+    parts = set(RECIPES[args.recipe].parts) - set(args.without)
+    modes = {"source": {"augmentation", "neighbours"}, "dann": set(PARTS), "target": {"augmentation"}}
+    return parts & modes[args.train_mode]
 
 
 def train(run: Run, log: RunLog, began: float) -> bool:
@@ -339,7 +395,8 @@ def train(run: Run, log: RunLog, began: float) -> bool:
     )
     images_a_step = args.batch_size * (2 if unlabelled else 1)
     val_period = args.val_period or max(1, run.total_steps // 5)
-    lambda_max = RECIPES[args.recipe].lambda_max if unlabelled else 0.0
+    recipe, parts = RECIPES[args.recipe], parts_of(args)
+    lambda_max = recipe.lambda_max if "adversarial" in parts else 0.0
     totals: dict[str, Tensor] = {}
     since = run.step
     progress = Progress(run.total_steps, f"train {args.train_mode}", "steps", run.step)
@@ -355,12 +412,17 @@ def train(run: Run, log: RunLog, began: float) -> bool:
             x, y = labelled(run.step)
             assert y is not None
             with torch.autocast(device.type, run.precision, enabled=run.precision != torch.float32):
-                losses = (
-                    adversarial_losses(run.net, x, y, unlabelled(run.step)[0], lambda_p)
-                    if unlabelled
-                    else label_loss(run.net, x, y)
-                )
+                if unlabelled:
+                    x_t, _ = unlabelled(run.step)
+                    pseudo = run.teacher.label(x_t) if run.teacher else None
+                    if "augmentation" in parts:
+                        x, x_t = views(x, "neighbours" in parts), views(x_t, False)
+                    losses = adversarial_losses(run.net, x, y, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end))
+                else:
+                    losses = label_loss(run.net, views(x, "neighbours" in parts) if "augmentation" in parts else x, y)
             train_step(run.net, run.optimizer, losses)
+            if run.teacher:
+                run.teacher.follow(run.net, run.step)
             run.step += 1
             run.images_seen += images_a_step
             for name, value in losses.items():
@@ -397,21 +459,34 @@ def check_finite(run: Run, means: dict[str, float], lr: float) -> None:
 def validate(run: Run, means: dict[str, float], p: float, lambda_p: float, lr: float, seconds: float) -> dict[str, Any]:
     """One line of metrics.jsonl; None (null) for what was not measured.
 
-    Losses and domain accuracy are means since the last line; p, lambda and lr those of the step just done.
+    Losses and shares are means since the last line; p, lambda and lr those of the step just done. The label-free signs
+    are of the target's val images.
     """
+    measure(run)
+    source, target = run.measured["source_val"], run.measured["target_val"]
+    signs = label_free_signs(target.probabilities) if target else {}
     return {
         "step": run.step,
         "seconds": round(seconds, 3),
         "p": p,
         "lambda": lambda_p,
         "lr": lr,
-        "L_y": means["L_y"],
-        "L_d": means.get("L_d"),
-        "domain_accuracy": means.get("domain_accuracy"),
-        "source_val_accuracy": accuracy(run.net, run.data.source_val, SOURCE),
-        "target_val_accuracy": accuracy(run.net, run.data.target_val),
+        **{name: means.get(name) for name in LOGGED},
+        "source_val_accuracy": share_right(source),
+        "target_val_accuracy": share_right(target),
+        **{name: signs.get(name) for name in SIGNS},
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
     }
+
+
+def measure(run: Run) -> None:
+    """Predict both val sets with the network that predicts, unless that has been done at this step."""
+    if run.measured_step != run.step:
+        run.measured = {
+            "source_val": answers(run.predictor, run.data.source_val, SOURCE),
+            "target_val": answers(run.predictor, run.data.target_val),
+        }
+        run.measured_step = run.step
 
 
 def describe(losses: dict[str, Tensor], lambda_p: float, run: Run, mark: float) -> str:
@@ -436,8 +511,11 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
     """Measure the selected checkpoint, draw the curves, and write result.json last, as the sign that all is done."""
     name = "last.pt" if run.args.select == "last" else run.kept[0]["name"]
     selected = load_checkpoint(run.folder / name)
-    run.net.load_state_dict(selected["model"])
-    after = domain_distance(run.net, run.data.source_val, run.data.target_val)
+    if run.measured_step != selected["step"]:
+        run.predictor.load_state_dict(selected["model"])
+        run.step = selected["step"]
+        measure(run)
+    after = domain_distance(run.measured["source_val"], run.measured["target_val"])
     draw_curves({run.folder.name: log.lines}, run.folder / "curves.png")
     sizes = {
         "labelled_train": run.data.labelled,
@@ -448,6 +526,7 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
     result = {
         "target_val_accuracy": selected["metrics"]["target_val_accuracy"],
         "source_val_accuracy": selected["metrics"]["source_val_accuracy"],
+        "signs": {name: selected["metrics"].get(name) for name in (*SIGNS, *LOGGED[-2:])},
         "proxy_a_distance": {"untrained": run.distance_before, "trained": after},
         "seconds": round(run.seconds_before + time.monotonic() - began, 2),
         "images_per_second": round(run.images_seen / run.training_seconds, 1),

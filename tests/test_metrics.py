@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dataset import Domain
-from metrics import accuracy, domain_distance, predict, proxy_a_distance
+from metrics import answers, domain_distance, predict, proxy_a_distance, share_right
 from model import DANN
 
 
@@ -39,15 +39,15 @@ def test_accuracy_is_the_share_of_right_answers_in_evaluation_mode() -> None:
     net, domain = DANN(arch="published"), small_domain()
     net.train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    share = accuracy(net, domain)
+    share = share_right(answers(net, domain))
     assert net.training
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())  # no statistic moved
     net.eval()
     with torch.no_grad():
         right = net(domain.images.permute(0, 3, 1, 2)).argmax(1) == domain.labels
     assert share == right.sum().item() / 30
-    assert accuracy(net, None) is None
-    assert accuracy(net, Domain(domain.images, None, domain.names)) is None
+    assert share_right(answers(net, None)) is None
+    assert share_right(answers(net, Domain(domain.images, None, domain.names))) is None
 
 
 def test_predictions_do_not_depend_on_the_batch_size() -> None:
@@ -58,5 +58,6 @@ def test_predictions_do_not_depend_on_the_batch_size() -> None:
 
 def test_a_distance_that_cannot_be_measured_is_none() -> None:
     net = DANN()
-    assert domain_distance(net, None, small_domain()) is None
-    assert domain_distance(net, small_domain(5), small_domain(5)) is None
+    enough, few = answers(net, small_domain()), answers(net, small_domain(5))
+    assert domain_distance(None, enough) is None
+    assert domain_distance(few, few) is None

@@ -462,7 +462,7 @@ def test_no_run_is_overwritten(small_data: Path, tmp_path: Path) -> None:
 def fake_accuracies(monkeypatch: pytest.MonkeyPatch, source: list[float], target: list[float]) -> None:
     """Make validations return these accuracies, in turn."""
     values = iter([value for pair in zip(source, target, strict=True) for value in pair])
-    monkeypatch.setattr(train, "accuracy", lambda *_: next(values))
+    monkeypatch.setattr(train, "share_right", lambda _: next(values))
 
 
 SOURCE_ACCURACY, TARGET_ACCURACY = [0.5, 0.9, 0.7, 0.6], [0.8, 0.1, 0.2, 0.3]

@@ -1,0 +1,90 @@
+"""Recipe `strong`: what it adds to domain-adversarial training, each part with its formula and its source.
+
+    augmentation   strong random views of source and target images                       augment.views
+    neighbours     other digits at the sides of the source's digits, within those views  augment.neighbours
+    adversarial    L_d, the domain loss of DANN, with the gradient reversal              train.adversarial_losses
+    conditional    G_d sees the class probabilities beside the features                  DANN.domain_logits
+    teacher        L_u, pseudo-labels of a moving average of the network                 Teacher, pseudo_label_loss
+    alignment      pseudo-labels weighted towards the source's class shares              Teacher.label
+
+`--without PART ...` leaves parts out; the README's ladder says what each is worth. No target label is read.
+"""
+
+import copy
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model import DANN, TARGET, DomainBatchNorm2d
+
+PARTS = ("augmentation", "neighbours", "adversarial", "conditional", "teacher", "alignment")
+
+
+def ramp(p: float, end: float) -> float:
+    """Weight 0..1 of the pseudo-labels at progress `p`: exp(-5 (1 - p / end)^2), 1 from `end` on.
+
+    Source: Laine & Aila, arXiv 1610.02242; French et al., arXiv 1706.05208.
+    """
+    return math.exp(-5.0 * (1.0 - min(1.0, p / end)) ** 2)
+
+
+def pseudo_label_loss(logits_t: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """L_u = 1/B sum_i mask_i * cross_entropy(logits_i, label_i): images that the teacher is unsure of count as 0.
+
+    logits_t: float [B, K] of strong views, labels: int64 [B], mask: float [B] of 0 and 1. Source: Sohn et al.,
+    arXiv 2001.07685, equation 4.
+    """
+    return (F.cross_entropy(logits_t, labels, reduction="none") * mask).mean()
+
+
+class Teacher:
+    """Exponential moving average of the network's weights, which labels the target's unaltered images.
+
+    net: the average; it is what a run keeps and predicts with. Its BatchNorm statistics of the target are those of
+    unaltered images, its statistics of the source the network's own. Source: Tarvainen & Valpola, arXiv 1703.01780;
+    for adaptation French et al., arXiv 1706.05208.
+    """
+
+    def __init__(self, net: DANN, shares_s: Tensor, decay: float, threshold: float, alignment: bool) -> None:
+        self.net = copy.deepcopy(net).requires_grad_(False).eval()
+        self.shares_s = shares_s.to(net.device)  # of the source's labels, [K]
+        self.shares_t = torch.full_like(self.shares_s, 1 / len(shares_s))  # running mean of the teacher's answers
+        self.decay, self.threshold, self.alignment = decay, threshold, alignment
+
+    @torch.no_grad()
+    def label(self, x_t: Tensor) -> tuple[Tensor, Tensor]:
+        """Pseudo-labels int64 [B] of unaltered target images uint8 [B, 3, H, W], and the mask float [B] of sure ones.
+
+        Distribution alignment multiplies the probabilities by (source share / running mean of the answers) of their
+        class and normalises; sure is what then exceeds the threshold. Source: Berthelot et al., arXiv 1911.09785.
+        """
+        for layer in self.net.modules():
+            layer.training = isinstance(layer, DomainBatchNorm2d)  # statistics of this batch, but no dropout
+        q = self.net(x_t, TARGET).float().softmax(1)  # [B, K]
+        self.net.eval()
+        self.shares_t.lerp_(q.mean(0), 0.01)
+        if self.alignment:
+            q = F.normalize(q * (self.shares_s / self.shares_t), p=1, dim=1)
+        confidence, labels = q.max(1)
+        return labels, (confidence > self.threshold).float()
+
+    @torch.no_grad()
+    def follow(self, net: nn.Module, step: int) -> None:
+        """theta_teacher <- m theta_teacher + (1 - m) theta; m rises to `decay`, so that the start is soon forgotten."""
+        m = min(self.decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(self.net.parameters()), list(net.parameters()), 1 - m)
+        own = dict(net.named_buffers())
+        for name, buffer in self.net.named_buffers():
+            if not name.endswith("_t"):
+                buffer.copy_(own[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the weights of `net`."""
+        return {"shares_t": self.shares_t}
+
+    def load_state_dict(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self.net.load_state_dict(weights)
+        self.shares_t.copy_(state["shares_t"])

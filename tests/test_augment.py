@@ -1,0 +1,135 @@
+"""Random views: each does what its docstring says, image by image, and on any device alike."""
+
+import math
+
+import pytest
+import torch
+
+import augment
+from augment import affine, blur, cut_out, neighbours, noise, recolour, views
+
+
+def digits(count: int = 32, size: int = 28) -> torch.Tensor:
+    """Images whose value tells their number and their column: float32 [B, 3, size, size]."""
+    number = torch.arange(count, dtype=torch.float32).view(-1, 1, 1, 1) * 7
+    column = torch.arange(size, dtype=torch.float32)
+    return (number + column / 100).expand(count, 3, size, size).contiguous()
+
+
+def test_an_affine_view_without_any_range_is_the_image() -> None:
+    x = torch.rand(4, 3, 28, 28) * 255
+    torch.testing.assert_close(affine(x, 0, 0, 0, 0, 0), x, rtol=0, atol=1e-2)
+
+
+def test_rotation_scale_and_shift_stay_within_their_ranges() -> None:
+    """A dot right of the middle moves by no more than the ranges allow, and does move."""
+    torch.manual_seed(0)
+    x = torch.zeros(200, 1, 41, 41)
+    x[:, :, 20, 30] = 1.0
+
+    def places(**ranges: float) -> tuple[torch.Tensor, torch.Tensor]:
+        all_ranges = {"degrees": 0.0, "scale": 0.0, "stretch": 0.0, "shear": 0.0, "shift": 0.0, **ranges}
+        y = affine(x, **all_ranges).flatten(1)
+        assert (y.sum(1) > 0.2).all()
+        at = torch.arange(41 * 41)
+        across = (y * (at % 41 - 20)).sum(1) / y.sum(1)
+        down = (y * (at // 41 - 20)).sum(1) / y.sum(1)
+        return across, down
+
+    across, down = places(degrees=30)
+    angle = torch.atan2(down, across).rad2deg()
+    assert angle.abs().max() < 33
+    assert angle.std() > 10
+    across, down = places(scale=0.3)
+    assert down.abs().max() < 0.5
+    assert across.min() > 10 * math.exp(-0.3) - 0.7
+    assert across.max() < 10 * math.exp(0.3) + 0.7
+    assert across.std() > 1
+    across, down = places(shift=0.2)
+    assert (across - 10).abs().max() < 0.2 * 20.5 + 0.5
+    assert down.abs().max() < 0.2 * 20.5 + 0.5
+    across, down = places(shear=0.5)
+    assert (across - 10).abs().max() < 0.5  # a slant leaves the middle row in its place
+
+
+def test_neighbours_come_in_at_the_sides_only() -> None:
+    torch.manual_seed(0)
+    x = digits(64)
+    y = neighbours(x, reach=0.25, share=0.7)
+    middle = slice(9, 19)
+    assert torch.equal(y[..., middle], x[..., middle])
+    changed = (y != x).any(3).any(2).any(1).float().mean()
+    assert 0.6 < changed < 1.0
+    left = (y[:, 0, 0, 0] - x[:, 0, 0, 0]).abs() > 3
+    assert left.any()
+    assert not left.all()
+    assert torch.equal(neighbours(x, share=0.0), x)
+
+
+def test_recolouring_scales_each_channel_by_its_own_gain_and_flips_half_of_the_images() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(400, 3, 8, 8) * 255
+    centred, changed = (v - v.mean((2, 3), keepdim=True) for v in (x, recolour(x, 0.5, 1.5, flip=0.5)))
+    gain = (changed * centred).sum((2, 3)) / (centred**2).sum((2, 3))  # [B, 3]
+    assert ((gain.abs() >= 0.5 - 1e-3) & (gain.abs() <= 1.5 + 1e-3)).all()
+    assert (gain.sign() == gain[:, :1].sign()).all()  # one polarity an image
+    assert 0.4 < (gain[:, 0] < 0).float().mean() < 0.6
+    assert gain.abs().std(1).mean() > 0.1
+
+
+def test_blur_averages_with_the_neighbours_and_leaves_the_mean_and_half_of_the_images() -> None:
+    torch.manual_seed(0)
+    x = torch.zeros(200, 1, 9, 9)
+    x[:, :, 4, 4] = 1.0
+    y = blur(x)
+    torch.testing.assert_close(y.sum((1, 2, 3)), torch.ones(200))
+    sharp = (y == x).all(3).all(2).all(1).float().mean()
+    assert 0.35 < sharp < 0.65
+    a = y[:, 0, 4, 3] / (y[:, 0, 4, 4] + 2 * y[:, 0, 4, 3])
+    assert a.max() <= 0.33
+    torch.testing.assert_close(y[:, 0, 3, 4], y[:, 0, 4, 3])
+
+
+def test_noise_is_measured_in_the_images_own_contrast() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(300, 3, 28, 28) * 10
+    share = (noise(x, 0.3) - x).std((1, 2, 3)) / x.std((1, 2, 3))
+    assert share.max() < 0.31
+    assert share.min() >= 0
+    assert share.std() > 0.05
+    flat = torch.full((2, 3, 8, 8), 9.0)
+    assert torch.equal(noise(flat), flat)
+
+
+def test_a_cut_out_is_a_rectangle_of_the_images_mean() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(100, 3, 20, 20) * 255
+    y = cut_out(x, 0.4)
+    for before, after in zip(x, y, strict=True):
+        hole = (before != after).any(0)
+        assert hole.float().mean() <= 0.17
+        rows, columns = hole.any(1), hole.any(0)
+        assert torch.equal(hole, rows[:, None] & columns[None, :])
+        assert torch.allclose(after[:, hole], before.mean())
+
+
+@pytest.mark.parametrize("paste", [False, True])
+def test_views_are_a_function_of_the_seed_and_differ_from_image_to_image(paste: bool) -> None:
+    x = torch.randint(0, 256, (1, 3, 28, 28), dtype=torch.uint8).expand(16, 3, 28, 28)
+    torch.manual_seed(5)
+    first = views(x, paste)
+    torch.manual_seed(5)
+    again = views(x, paste)
+    assert torch.equal(first, again)
+    assert first.dtype == torch.float32
+    assert first.shape == x.shape
+    assert len({tuple(image.flatten().tolist()) for image in first}) == 16
+    assert torch.isfinite(first).all()
+
+
+def test_what_is_drawn_lands_on_the_images_device() -> None:
+    """No device is named: on `meta`, a device of no values, every view keeps to it."""
+    x = torch.empty(4, 3, 28, 28, device="meta")
+    for view in (augment.neighbours, augment.recolour, augment.blur, augment.noise, augment.cut_out):
+        assert view(x).device.type == "meta"
+    assert views(x, True).device.type == "meta"
