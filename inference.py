@@ -50,9 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     compute.add_argument(
         "--batch_size",
         type=bounded(int, 1, 65536),
-        default=512,
         metavar="N",
-        help="images a forward pass (default: 512); the answers do not depend on it",
+        help="images a forward pass (default: 64 on the CPU, else 2048); the answers do not depend on it",
     )
     compute.add_argument(
         "--num_workers",

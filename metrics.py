@@ -12,23 +12,24 @@ from torch import Tensor
 from dataset import Domain
 from model import DANN
 
-EVAL_BATCH = 512
+EVAL_BATCH = {"cpu": 64}  # what a core's cache holds: 1.4 times the rate of 512; elsewhere 2048
 MINIMUM = 10  # images of a domain for which a proxy A-distance means anything
 
 
 @torch.inference_mode()
 def predict(
-    net: DANN, images: Tensor, batch_size: int = EVAL_BATCH, domain: int | None = None
+    net: DANN, images: Tensor, batch_size: int | None = None, domain: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Features float32 [N, F] and class probabilities float32 [N, K] on the CPU, computed in float32.
 
-    images: uint8 [N, H, W, 3] of `domain`, whose BatchNorm statistics are used (None: the network's predict_as). Puts
-    the network in evaluation mode for the call: running statistics, no dropout.
+    images: uint8 [N, H, W, 3] of `domain`, whose BatchNorm statistics are used (None: the network's predict_as).
+    batch_size: None for one that suits the device. Puts the network in evaluation mode for the call: running
+    statistics, no dropout.
     """
     training = net.training
     net.eval()
     features, probabilities = [], []
-    for batch in images.split(batch_size):
+    for batch in images.split(batch_size or EVAL_BATCH.get(net.device.type, 2048)):
         f = net.features(batch.to(net.device).permute(0, 3, 1, 2), domain)  # [B, F]
         features.append(f.float().cpu())
         probabilities.append(net.label_classifier(f).float().softmax(1).cpu())  # [B, K]

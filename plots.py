@@ -96,6 +96,23 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     save_figure(figure, path)
 
 
+def draw_time_to_accuracy(
+    curves: dict[str, list[dict[str, float]]], marks: tuple[float, ...], title: str, path: Path
+) -> None:
+    """Draw accuracy over seconds since launch, a line a seed, with the marks. curves: seed -> {seconds, accuracy}."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for i, (seed, points) in enumerate(curves.items()):
+        seconds, accuracy = [p["seconds"] for p in points], [p["accuracy"] for p in points]
+        axes.plot(seconds, accuracy, marker=".", color=CLASS_COLOURS[i % len(CLASS_COLOURS)], label=f"seed {seed}")
+    for mark in marks:
+        axes.axhline(mark, color="#777777", linestyle=":", linewidth=1)
+        axes.annotate(f"{mark:g}", (0, mark), textcoords="offset points", xytext=(2, 3), fontsize=8)
+    axes.set(xlabel="seconds since launch", ylabel="accuracy on the target's val", xlim=(0, None), title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    save_figure(figure, path)
+
+
 def scatter_axes(title: str) -> tuple[Figure, Any]:
     figure, axes = plt.subplots(figsize=(8.4, 7), layout="constrained")
     axes.set_title(title, fontsize=10)

@@ -1,0 +1,525 @@
+"""Measure speed and cost on this machine, beside the plain recipe, and write results/benchmark-<device>.json.
+
+    python benchmark.py --data_root data/digits
+
+Nothing else should run meanwhile. About 25 minutes on 2 cores, 15 of them for the time to accuracy; --parts runs some
+of it: training, prediction, start, growth, accuracy. Parts that are not run keep what the file says of them. What is
+compared alternates within one run; every number is a median over --repeats.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+import inference
+import train
+from checkpoint import build_network, load_checkpoint
+from dataset import Domain, list_split, read_images
+from metrics import predict
+from model import ARCHITECTURES, DANN, reverse_gradient
+from plots import draw_time_to_accuracy
+from runs import Data
+from utils import (
+    SEED,
+    Parser,
+    RunLog,
+    bounded,
+    choose_device,
+    choose_precision,
+    describe_device,
+    read_json,
+    read_metrics,
+    run_script,
+    save_checkpoint,
+    versions,
+    write_json,
+)
+
+ROOT = Path(__file__).resolve().parent
+PARTS = ("training", "prediction", "start", "growth", "accuracy")
+PLAIN_BATCH = 100  # of the public implementation
+MARKS = (0.82392, 0.95)  # the published DANN on USPS, and what a user would call good
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--data_root", type=Path, required=True, metavar="DIR", help="the real digits: mnistm and usps")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "results", metavar="DIR", help="folder of the json (results)"
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
+    parser.add_argument(
+        "--repeats", type=bounded(int, 1, 1000), default=5, metavar="N", help="of every measurement (default: 5)"
+    )
+    parser.add_argument(
+        "--steps", type=bounded(int, 2, 10**6), default=30, metavar="N", help="training steps a measurement (30)"
+    )
+    parser.add_argument(
+        "--images", type=bounded(int, 1, 10**7), default=20_000, metavar="N", help="images to predict (20,000)"
+    )
+    parser.add_argument("--seeds", nargs="+", type=SEED, default=[0, 1, 2], help="of the time to accuracy (0 1 2)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
+    return parser
+
+
+def alternate(measures: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Call each of `measures` in turn, `repeats` times over, after one unmeasured round that warms up."""
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    for round_ in range(repeats + 1):
+        for name, measure in measures.items():
+            value = measure()
+            if round_:
+                found[name].append(value)
+                print(f"  {name} {round_}/{repeats}: {value:,.1f}", flush=True)
+    return found
+
+
+def medians(found: dict[str, list[float]]) -> dict[str, float]:
+    return {name: round(statistics.median(values), 2) for name, values in found.items()}
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device's queue, so that a clock read next tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+# The plain recipe: what a reader would write first
+
+
+class PlainDataset(Dataset[tuple[Tensor, int]]):
+    """One open, decode and transform an item."""
+
+    def __init__(self, paths: list[Path], labels: list[int]) -> None:
+        from torchvision import transforms
+
+        self.paths, self.labels = paths, labels
+        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self.transform(Image.open(self.paths[i]).convert("RGB")), self.labels[i]
+
+
+def plain_batches(data_root: Path, domain: str, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches of a DataLoader with a worker per core, as both loaders of the plain recipe share the cores."""
+    listing = list_split(data_root, domain, "train", with_labels=True)
+    assert listing is not None
+    assert listing.labels is not None
+    data = PlainDataset(listing.paths, [int(label) for label in listing.labels])
+    workers = max(1, (os.cpu_count() or 1) // 2)
+    loader = DataLoader(data, batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
+    while True:
+        yield from loader
+
+
+class PlainTraining:
+    """The plain training loop: float32, batches of 100 + 100 from files, Adam."""
+
+    def __init__(self, data_root: Path, arch: str, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.net = DANN(10, arch).to(memory_format=torch.contiguous_format).to(device)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3)
+        self.device = device
+        self.source, self.target = (plain_batches(data_root, name, PLAIN_BATCH) for name in ("mnistm", "usps"))
+
+    def rate(self, steps: int) -> float:
+        """Images a second, source and target counted."""
+        began = time.perf_counter()
+        for _ in range(steps):
+            (x_s, y_s), (x_t, _) = next(self.source), next(self.target)
+            x_s, y_s, x_t = x_s.to(self.device), y_s.to(self.device), x_t.to(self.device)
+            f = self.net.feature_extractor(torch.cat([x_s, x_t]))
+            d = torch.arange(2, device=self.device).repeat_interleave(PLAIN_BATCH)
+            loss = F.cross_entropy(self.net.label_classifier(f[:PLAIN_BATCH]), y_s)
+            loss = loss + F.cross_entropy(self.net.domain_classifier(reverse_gradient(f, 0.5)), d)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        synchronise(self.device)
+        return 2 * PLAIN_BATCH * steps / (time.perf_counter() - began)
+
+
+# Our training step, whole and bare
+
+
+def training_data(data_root: Path) -> Data:
+    args = train.parse_args(["--data_root", str(data_root), "--train_mode", "dann", "--target_file", "usps"])
+    data = train.load_data(args)
+    return Data(data.classes, data.labelled, data.unlabelled, None, None)
+
+
+def loop_rate(data: Data, arch: str, steps: int, device: torch.device, batch_size: int | None = None) -> float:
+    """Images a second of train.py's own loop, progress, schedules and logging included."""
+    more = ["--batch_size", str(batch_size)] if batch_size else []
+    args = train.parse_args(
+        ["--data_root", ".", "--train_mode", "dann", "--target_file", "usps", "--arch", arch, "--max_steps", str(steps)]
+        + ["--val_period", str(steps), "--device", device.type, *more]
+    )
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        run = train.start_run(args, Path(folder), data, device)
+        with contextlib.closing(RunLog(Path(folder) / "metrics.jsonl", 0)) as log:
+            train.train(run, log, time.monotonic())
+        return run.images_seen / run.training_seconds
+
+
+class BareStep:
+    """Forward, backward and optimizer on one batch that lies in memory: what the loop cannot be faster than."""
+
+    def __init__(self, data: Data, arch: str, device: torch.device) -> None:
+        torch.manual_seed(0)
+        recipe = train.RECIPES["paper"]
+        self.net, self.device = DANN(10, arch).to(device).train(), device
+        self.optimizer = train.build_optimizer(self.net, "dann", recipe)
+        self.precision, self.count = choose_precision("auto", device), recipe.batch_size
+        assert data.unlabelled is not None
+        assert data.labelled.labels is not None
+        self.x_s, self.x_t = (
+            domain.images[: self.count].to(device).permute(0, 3, 1, 2) for domain in (data.labelled, data.unlabelled)
+        )
+        self.y_s = data.labelled.labels[: self.count].to(device)
+
+    def step(self) -> None:
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            losses = train.adversarial_losses(self.net, self.x_s, self.y_s, self.x_t, 0.1)
+        train.train_step(self.net, self.optimizer, losses)
+
+    def rate(self, steps: int) -> float:
+        began = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        synchronise(self.device)
+        return 2 * self.count * steps / (time.perf_counter() - began)
+
+
+class ByteCounter(TorchDispatchMode):
+    """Counts the bytes of every operation's inputs and outputs, views left out: what goes through memory uncached."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [t for t in torch.utils._pytree.tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
+            self.bytes += sum(t.numel() * t.element_size() for t in tensors)
+        return out
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
+    """Operations a second of a large matrix product, a multiplication and an addition counted as two."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    began = time.perf_counter()
+    for _ in range(5):
+        a @ b
+    synchronise(device)
+    return 5 * 2 * size**3 / (time.perf_counter() - began)
+
+
+def copy_rate(device: torch.device, megabytes: int = 256) -> float:
+    """Bytes a second, read and written, of copying a tensor that no cache holds."""
+    a = torch.ones(megabytes << 18, device=device)
+    b = torch.empty_like(a)
+    began = time.perf_counter()
+    for _ in range(4):
+        b.copy_(a)
+    synchronise(device)
+    return 4 * 2 * 4 * a.numel() / (time.perf_counter() - began)
+
+
+def measure_training(args: argparse.Namespace, data: Data, device: torch.device) -> dict[str, Any]:
+    """The plain recipe, our loop and the bare step, alternating, for both networks; and the floor of the step."""
+    found: dict[str, Any] = {}
+    precision = choose_precision("auto", device)
+    for arch in ARCHITECTURES:
+        print(f"training, {arch}", flush=True)
+        plain, bare = PlainTraining(args.data_root, arch, device), BareStep(data, arch, device)
+        rates = alternate(
+            {
+                "plain_images_per_second": partial(plain.rate, max(2, args.steps // 2)),
+                "images_per_second": partial(loop_rate, data, arch, args.steps, device),
+                "bare_images_per_second": partial(bare.rate, args.steps),
+                "matrix_gflops": lambda: matrix_rate(precision, device) / 1e9,
+                "copy_gigabytes_per_second": lambda: copy_rate(device) / 1e9,
+            },
+            args.repeats,
+        )
+        counter, bytes_ = FlopCounterMode(display=False), ByteCounter()
+        with counter:
+            bare.step()
+        with bytes_:
+            bare.step()
+        middle = medians(rates)
+        images = 2 * bare.count
+        flops, moved = counter.get_total_flops() / images, bytes_.bytes / images
+        achieved = middle["bare_images_per_second"] * flops / 1e9
+        found[arch] = {
+            **middle,
+            "times_plain": round(middle["images_per_second"] / middle["plain_images_per_second"], 2),
+            "share_of_bare": round(
+                statistics.median(
+                    ours / best
+                    for ours, best in zip(rates["images_per_second"], rates["bare_images_per_second"], strict=True)
+                ),
+                3,
+            ),
+            "precision": str(precision).removeprefix("torch."),
+            "megaflops_an_image": round(flops / 1e6, 2),
+            "megabytes_an_image": round(moved / 1e6, 3),
+            "share_of_matrix_rate": round(achieved / middle["matrix_gflops"], 3),
+            "floor_images_per_second": round(
+                1 / (flops / middle["matrix_gflops"] / 1e9 + moved / middle["copy_gigabytes_per_second"] / 1e9)
+            ),
+            "floor_of_operations_alone": round(middle["matrix_gflops"] * 1e9 / flops),
+        }
+    return found
+
+
+# Prediction
+
+
+def one_by_one(net: DANN, paths: list[Path]) -> float:
+    """Images a second of the plain prediction loop: open, transform, forward, one image at a time."""
+    from torchvision import transforms
+
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
+    net.eval()
+    began = time.perf_counter()
+    with torch.no_grad():
+        for path in paths:
+            x = transform(Image.open(path).convert("RGB"))[None].to(net.device)
+            net.label_classifier(net.feature_extractor(x)).argmax(1).item()
+    return len(paths) / (time.perf_counter() - began)
+
+
+def measure_prediction(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """inference.py on a folder of PNGs beside the one-by-one loop, decoding alone and the forward pass alone."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(dir=args.out) as root:
+        listing = list_split(args.data_root, "mnistm", "train", with_labels=False)
+        assert listing is not None
+        folder = Path(root, "images")
+        folder.mkdir()
+        for path in listing.paths[: args.images]:
+            (folder / path.name).symlink_to(path.resolve())
+        paths = sorted(folder.iterdir())
+        for arch in ARCHITECTURES:
+            print(f"prediction, {arch}, {len(paths)} images", flush=True)
+            torch.manual_seed(0)
+            file = Path(root, f"{arch}.pt")
+            net = DANN(10, arch)
+            save_checkpoint(file, untrained_checkpoint(net))
+            net, _ = build_network(file, load_checkpoint(file), device)
+            pixels = read_images(paths, 28)[0]
+
+            def ours(file: Path = file) -> float:
+                began = time.perf_counter()
+                with contextlib.redirect_stdout(io.StringIO()):
+                    inference.main(
+                        ["--checkpoint", str(file), "--test_loc", str(folder), "--out_path", f"{root}/pred.csv"]
+                        + ["--device", device.type]
+                    )
+                return len(paths) / (time.perf_counter() - began)
+
+            def decode() -> float:
+                began = time.perf_counter()
+                read_images(paths, 28)
+                return len(paths) / (time.perf_counter() - began)
+
+            def forward(net: DANN = net, pixels: Tensor = pixels) -> float:
+                began = time.perf_counter()
+                predict(net, pixels)
+                return len(paths) / (time.perf_counter() - began)
+
+            rates = alternate(
+                {
+                    "images_per_second": ours,
+                    "one_by_one_images_per_second": partial(one_by_one, net, paths[:500]),
+                    "decode_images_per_second": decode,
+                    "forward_images_per_second": forward,
+                },
+                args.repeats,
+            )
+            middle = medians(rates)
+            both = 1 / (1 / middle["decode_images_per_second"] + 1 / middle["forward_images_per_second"])
+            found[arch] = {
+                **middle,
+                "images": len(paths),
+                "times_one_by_one": round(middle["images_per_second"] / middle["one_by_one_images_per_second"], 2),
+                "share_of_decode_and_forward": round(middle["images_per_second"] / both, 3),
+            }
+    return found
+
+
+def untrained_checkpoint(net: DANN) -> dict[str, Any]:
+    """A checkpoint of a network as it is; speed does not ask what the weights know."""
+    return {
+        "model": net.state_dict(),
+        "model_args": net.arguments,
+        "args": {"classes": [str(k) for k in range(10)]},
+        "step": 0,
+        "metrics": {},
+        "versions": {},
+        "resume": None,
+    }
+
+
+# Start-up, memory, growth
+
+
+def seconds_of(code: str) -> float:
+    """Wall seconds of a fresh interpreter that runs `code`."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    return time.perf_counter() - began
+
+
+def train_command(args: argparse.Namespace, save_dir: str, *more: str) -> list[str]:
+    return [
+        *(sys.executable, str(ROOT / "train.py"), "--data_root", str(args.data_root), "--train_mode", "dann"),
+        *("--target_file", "usps", "--save_dir", save_dir, *more),
+    ]
+
+
+def measure_start(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Where the seconds before the first training step go, and the peak memory of a run."""
+    print("start-up and memory", flush=True)
+    rates = alternate(
+        {
+            "import_torch_seconds": lambda: seconds_of("import torch"),
+            "import_train_seconds": lambda: seconds_of("import train"),
+        },
+        args.repeats,
+    )
+    read, first = [], []
+    for _ in range(args.repeats):
+        began = time.perf_counter()
+        data = training_data(args.data_root)
+        read.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        loop_rate(data, "small", 1, device)
+        first.append(time.perf_counter() - began)
+    images = {"labelled": len(data.labelled), "unlabelled": len(data.unlabelled or [])}
+    raw = sum(domain.images.numel() for domain in (data.labelled, data.unlabelled) if domain is not None)
+    del data
+    with tempfile.TemporaryDirectory() as folder:
+        command = train_command(args, folder, "--max_steps", "30", "--device", device.type)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    middle = medians(rates)
+    parts = {
+        **middle,
+        "read_seconds": round(statistics.median(read), 2),
+        "network_and_first_step_seconds": round(statistics.median(first), 2),
+    }
+    launch = parts["import_train_seconds"] + parts["read_seconds"] + parts["network_and_first_step_seconds"]
+    return {
+        **parts,
+        "launch_to_first_step_seconds": round(launch, 2),
+        "images": images,
+        "peak_memory_megabytes": round(peak / 1e6),
+        "raw_train_megabytes": round(raw / 1e6),
+        "peak_above_raw_megabytes": round((peak - raw) / 1e6),
+    }
+
+
+def measure_growth(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Images a second of the training loop as both domains grow; random pixels, speed does not care."""
+    counts = (5_000, 50_000, 500_000)
+    print("growth", flush=True)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (max(counts), 28, 28, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 10, (max(counts),), generator=generator)
+    classes = [str(k) for k in range(10)]
+
+    def rate(count: int) -> float:
+        labelled = Domain(pixels[:count], labels[:count], [])
+        return loop_rate(Data(classes, labelled, Domain(pixels[:count], None, []), None, None), "small", steps, device)
+
+    steps = 3 * args.steps
+    found = alternate({str(count): partial(rate, count) for count in counts}, args.repeats)
+    middle = medians(found)
+    return {"images_per_second": middle, "largest_over_smallest": round(middle["500000"] / middle["5000"], 3)}
+
+
+# Time to accuracy
+
+
+def measure_accuracy(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Seconds from launch to each mark of accuracy on USPS val, by the lines of metrics.jsonl, over the seeds."""
+    curves = {}
+    for seed in args.seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            more = ["--seed", str(seed), "--run_name", "run", "--val_period", "100", "--device", device.type]
+            began = time.time()
+            subprocess.run(train_command(args, folder, *more), check=True, stdout=subprocess.DEVNULL)
+            lines = read_metrics(Path(folder, "run", "metrics.jsonl"))
+            import_seconds = time.time() - began - read_json(Path(folder, "run", "result.json"))["seconds"]
+        curves[str(seed)] = [
+            {"seconds": round(line["seconds"] + import_seconds, 2), "accuracy": line["target_val_accuracy"]}
+            for line in lines
+        ]
+        print(f"  seed {seed}: {curves[str(seed)][-1]}", flush=True)
+    reached = {
+        str(mark): [
+            next((point["seconds"] for point in curve if point["accuracy"] >= mark), None) for curve in curves.values()
+        ]
+        for mark in MARKS
+    }
+    title = f"dann, recipe paper, MNIST-M to USPS, {device.type}, {os.cpu_count()} cores"
+    draw_time_to_accuracy(curves, MARKS, title, args.out / "figures" / "time_to_accuracy.png")
+    return {"target": "usps", "seconds_to": reached, "curves": curves}
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measure, and write the json; returns what it holds."""
+    args = build_parser().parse_args(argv)
+    args.data_root, args.out = args.data_root.resolve(), args.out.resolve()
+    device = choose_device(args.device)
+    file = args.out / f"benchmark-{device.type}.json"
+    found: dict[str, Any] = read_json(file) if file.exists() else {}
+    given = sys.argv[1:] if argv is None else argv
+    data = training_data(args.data_root) if "training" in args.parts else None
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "training": lambda: measure_training(args, data, device) if data else {},
+        "prediction": lambda: measure_prediction(args, device),
+        "start": lambda: measure_start(args, device),
+        "growth": lambda: measure_growth(args, device),
+        "accuracy": lambda: measure_accuracy(args, device),
+    }
+    for part in args.parts:
+        measured = measures[part]()
+        found[part] = {**measured, "repeats": args.repeats, "device": describe_device(device), "versions": versions()}
+        found[part]["command"] = " ".join(["python benchmark.py", *given])
+        write_json(file, found)
+        print(json.dumps(found[part], indent=2), flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    run_script(main)
