@@ -12,14 +12,12 @@ fourth writes what predicts of its checkpoint to checkpoint/<mode>_<target>.pt, 
 """
 
 import argparse
-import math
-import statistics
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from checkpoint import load_checkpoint
 from plots import draw_curves
+from tables import accuracy_table, footnotes, ladder_table, read_results, signs_table, speed_tables
 from utils import (
     Parser,
     UserError,
@@ -35,18 +33,6 @@ from utils import (
 RESULTS = Path(__file__).resolve().parent / "results"
 SHIPPED = Path(__file__).resolve().parent / "checkpoint"
 BEGIN, END = "<!-- results: begin, by report.py -->", "<!-- results: end -->"
-VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers")  # within a cell of the table
-MODES, TARGETS = ("source", "dann", "target"), ("svhn", "usps")
-
-# Accuracy on the target's val set as the public implementation's README states it: the best epoch by target labels.
-PUBLISHED = {
-    ("source", "svhn"): 0.33940,
-    ("source", "usps"): 0.73522,
-    ("dann", "svhn"): 0.41745,
-    ("dann", "usps"): 0.82392,
-    ("target", "svhn"): 0.93466,
-    ("target", "usps"): 0.98992,
-}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -119,112 +105,11 @@ def compare(runs: list[Path]) -> str:
 # The README's tables
 
 
-def read_results(folder: Path) -> dict[tuple[str, str, str, str], list[dict[str, Any]]]:
-    """Results of training runs by (recipe, arch, mode, target), each sorted by seed."""
-    cells = defaultdict(list)
-    for file in sorted(folder.glob("*.json")):
-        result = read_json(file)
-        if "train_mode" in result.get("args", {}):
-            args = result["args"]
-            cells[args["recipe"], args["arch"], args["train_mode"], args["target_file"]].append(result)
-    for key, found in cells.items():
-        kinds = [{name: v for name, v in result["args"].items() if name not in VARYING} for result in found]
-        if any(kind != kinds[0] for kind in kinds):
-            raise UserError(
-                f"{folder} has results of {' '.join(key)} whose arguments differ in more than the seed; keep one kind."
-            )
-    return {key: sorted(found, key=lambda result: result["seed"]) for key, found in cells.items()}
-
-
-def spread(values: list[float], digits: int = 3) -> str:
-    """Mean and sample standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{deviation}"
-
-
-def accuracy_cell(results: list[dict[str, Any]]) -> str:
-    values = [result["target_val_accuracy"] for result in results]
-    return f"{spread(values)} (worst {min(values):.3f})"
-
-
-def accuracy_table(cells: dict[tuple[str, str, str, str], list[dict[str, Any]]]) -> list[str]:
-    """A row per recipe, network and mode; the published numbers above their like."""
-    sizes: dict[str, set[int]] = {target: set() for target in TARGETS}
-    for (_, _, _, target), results in cells.items():
-        for result in results:
-            sizes.setdefault(target, set()).add(result["images"]["target_val"])
-    heads = []
-    for target in TARGETS:
-        n = " / ".join(f"{size:,}" for size in sorted(sizes[target])) or "-"
-        heads.append(f"MNIST-M → {target.upper()}, n = {n}")
-    lines = [
-        f"| mode | recipe, network | {heads[0]} | {heads[1]} | proxy A-distance {' / '.join(TARGETS)} | seconds | "
-        "seeds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    groups = sorted({key[:2] for key in cells}, key=lambda key: (key[0] != "paper", key[1] != "small", key))
-    for mode in MODES:
-        lines.append(
-            f"| {mode} | *published, best epoch by target labels* | *{PUBLISHED[mode, 'svhn']:.5f}* | "
-            f"*{PUBLISHED[mode, 'usps']:.5f}* | | | 1 |"
-        )
-        for recipe, arch in groups:
-            found = [cells.get((recipe, arch, mode, target), []) for target in TARGETS]
-            if not any(found):
-                continue
-            both = [result for results in found for result in results]
-            distances = [[result["proxy_a_distance"]["trained"] for result in results] for results in found]
-            distance = " / ".join(
-                spread([v for v in values if v is not None], 2) if any(v is not None for v in values) else "-"
-                for values in distances
-            )
-            seeds = (
-                "/".join(str(len(results)) for results in found)
-                if len(found[0]) != len(found[1])
-                else str(len(found[0]))
-            )
-            lines.append(
-                f"| {mode} | {recipe}, {arch} | "
-                + " | ".join(accuracy_cell(results) if results else "-" for results in found)
-                + f" | {distance} | {statistics.mean(result['seconds'] for result in both):.0f} | {seeds} |"
-            )
-    return lines
-
-
-def footnotes(cells: dict[tuple[str, str, str, str], list[dict[str, Any]]]) -> list[str]:
-    """Sampling error, machine, versions: what a reader needs to weigh the table."""
-    results = [result for found in cells.values() for result in found]
-    if not results:
-        return ["No results yet."]
-    errors = []
-    for target in TARGETS:
-        found = cells.get(("paper", "small", "dann", target))
-        if found:
-            mean = statistics.mean(result["target_val_accuracy"] for result in found)
-            n = found[0]["images"]["target_val"]
-            errors.append(f"{math.sqrt(mean * (1 - mean) / n):.3f} on {target.upper()} (n = {n:,})")
-    devices = " and ".join(sorted({result["device"] for result in results}))
-    torches = " and ".join(sorted({result["versions"]["torch"] for result in results}))
-    selects = ", ".join(sorted({result["select"] for result in results}))
-    untrained = [
-        spread([r["proxy_a_distance"]["untrained"] for r in found], 2)
-        for target in TARGETS
-        if (found := cells.get(("paper", "small", "dann", target)))
-    ]
-    return [
-        "Mean ± standard deviation over the seeds and the worst seed, on the target's val set, which no choice was "
-        f"made on; checkpoint: {selects} step. Binomial error of one dann accuracy: {', '.join(errors) or '-'}.",
-        "Proxy A-distance: 2 (1 − 2 err) of a linear classifier between the domains' held-out features; 0: not to be "
-        "told apart, 2: perfectly. Before adaptation: the `source` rows; of an untrained network: "
-        f"{' / '.join(untrained)}.",
-        f"Measured on {devices}, torch {torches}; every run's json, with its command, is in `results/`.",
-    ]
-
-
 def render(folder: Path = RESULTS) -> str:
     """What stands between the markers of the README."""
     cells = read_results(folder)
-    return "\n".join([BEGIN, *accuracy_table(cells), "", "\n\n".join(footnotes(cells)), END])
+    sections = [accuracy_table(cells), footnotes(cells), ladder_table(cells), signs_table(cells), speed_tables(folder)]
+    return "\n".join([BEGIN, *"\n\n".join("\n".join(lines) for lines in sections if lines).splitlines(), END])
 
 
 def updated(readme: str, block: str, name: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 from conftest import same_tensors
 
 import report
+import tables
 from checkpoint import load_checkpoint
 from utils import UserError
 
@@ -107,3 +108,50 @@ def test_a_shipped_checkpoint_predicts_the_same_without_its_optimizer(
     assert shipped["resume"] is None
     assert (tmp_path / "dann_usps.pt").stat().st_size < (dann_run / "last.pt").stat().st_size / 2
     assert json.loads((tmp_path / "dann_usps.json").read_text())["command"].startswith("python train.py")
+
+
+def ladder_results(folder: Path) -> None:
+    """Five rungs on USPS, two seeds each: entropy falls as the accuracy rises, diversity says nothing."""
+    folder.mkdir()
+    for i, (_, recipe, mode, without) in enumerate(tables.LADDER[:5]):
+        for seed in range(2):
+            content = result(mode, "usps", seed, 0.5 + 0.1 * i)
+            content["args"] |= {"recipe": recipe, "without": list(without)}
+            content["signs"] = {"entropy": 1 - 0.1 * i, "diversity": 2.0}
+            (folder / f"{i}_{seed}.json").write_text(json.dumps(content))
+
+
+def test_the_ladder_has_a_row_a_rung_and_a_dash_where_nothing_ran(tmp_path: Path) -> None:
+    ladder_results(tmp_path / "results")
+    block = report.render(tmp_path / "results")
+    assert "| + adversarial (DANN) | - | 0.700 ± 0.000 (worst 0.700) | 0/2 |" in block
+    assert "| + alignment: everything | - | - | 0 |" in block
+    assert "| dann | strong, small |" not in block  # runs that leave parts out are no row of the main table
+
+
+def test_signs_are_ranked_with_the_true_accuracy(tmp_path: Path) -> None:
+    ladder_results(tmp_path / "results")
+    block = report.render(tmp_path / "results")
+    assert "| entropy | - (0 runs) | -1.00 (10 runs) |" in block
+    assert "| diversity | - (0 runs) | - (10 runs) |" in block
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    assert tables.rank_correlation([1, 2, 3, 4], [1, 4, 9, 16]) == pytest.approx(1)
+    assert tables.rank_correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(0.8)  # 1 - 6 * 4 / (5 * 24)
+    assert tables.rank_correlation([1, 2], [1, 2]) is None
+
+
+def test_the_speed_table_states_what_the_benchmark_measured(tmp_path: Path) -> None:
+    found = {
+        "growth": {
+            "images_per_second": {"5000": 1000.0, "500000": 950.0},
+            "largest_over_smallest": 0.95,
+            "repeats": 5,
+            "device": "cpu (x)",
+        }
+    }
+    (tmp_path / "benchmark-cpu.json").write_text(json.dumps(found))
+    block = report.render(tmp_path)
+    assert "| images/s by images a domain | 0.95 | 5,000: 1,000, 500,000: 950 |" in block
+    assert "Speed, medians of 5, cpu (x):" in block

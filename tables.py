@@ -1,0 +1,281 @@
+"""The README's tables: from the json files of results/ to Markdown."""
+
+import math
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from signs import SIGNS
+from utils import UserError, read_json, shown
+
+VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers")  # within a cell of a table
+MODES, TARGETS = ("source", "dann", "target"), ("svhn", "usps")
+
+
+class Cell(NamedTuple):
+    """What a table tells apart; runs of one cell differ in the seed."""
+
+    recipe: str
+    arch: str
+    mode: str
+    target: str
+    without: tuple[str, ...] = ()
+
+
+Result = dict[str, Any]
+Cells = dict[Cell, list[Result]]
+
+# Accuracy on the target's val set as the public implementation's README states it: the best epoch by target labels.
+PUBLISHED = {
+    ("source", "svhn"): 0.33940,
+    ("source", "usps"): 0.73522,
+    ("dann", "svhn"): 0.41745,
+    ("dann", "usps"): 0.82392,
+    ("target", "svhn"): 0.93466,
+    ("target", "usps"): 0.98992,
+}
+
+# The ablation of recipe strong: words, recipe, mode, parts left out.
+LADDER = [
+    ("source", "paper", "source", ()),
+    ("+ augmentation, with neighbours", "strong", "source", ()),
+    ("+ adversarial (DANN)", "strong", "dann", ("conditional", "teacher")),
+    ("+ conditional", "strong", "dann", ("teacher",)),
+    ("+ teacher", "strong", "dann", ("alignment",)),
+    ("+ alignment: everything", "strong", "dann", ()),
+    ("everything but augmentation", "strong", "dann", ("augmentation",)),
+]
+
+
+def read_results(folder: Path) -> Cells:
+    """Results of training runs by cell, each sorted by seed; UserError where a cell mixes kinds of runs."""
+    cells: Cells = defaultdict(list)
+    for file in sorted(folder.glob("*.json")):
+        result = read_json(file)
+        args = result.get("args", {})
+        if "train_mode" in args:
+            without = tuple(args.get("without", ()))
+            cells[Cell(args["recipe"], args["arch"], args["train_mode"], args["target_file"], without)].append(result)
+    for key, found in cells.items():
+        kinds = [{name: v for name, v in result["args"].items() if name not in VARYING} for result in found]
+        if any(kind != kinds[0] for kind in kinds):
+            raise UserError(
+                f"{folder} has results of {key.recipe} {key.arch} {key.mode} {key.target} whose arguments differ in "
+                "more than the seed; keep one kind."
+            )
+    return {key: sorted(found, key=lambda result: result["seed"]) for key, found in cells.items()}
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Mean and sample standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+def accuracy_cell(results: list[Result]) -> str:
+    """Mean, deviation and worst; a dash without results."""
+    values = [result["target_val_accuracy"] for result in results]
+    return f"{spread(values)} (worst {min(values):.3f})" if values else "-"
+
+
+def seed_counts(found: list[list[Result]]) -> str:
+    counts = [str(len(results)) for results in found]
+    return counts[0] if len(set(counts)) == 1 else "/".join(counts)
+
+
+def accuracy_table(cells: Cells) -> list[str]:
+    """A row per recipe, network and mode; the published numbers above their like."""
+    sizes: dict[str, set[int]] = {target: set() for target in TARGETS}
+    for cell, results in cells.items():
+        sizes.setdefault(cell.target, set()).update(result["images"]["target_val"] for result in results)
+    heads = []
+    for target in TARGETS:
+        n = " / ".join(f"{size:,}" for size in sorted(sizes[target])) or "-"
+        heads.append(f"MNIST-M → {target.upper()}, n = {n}")
+    lines = [
+        f"| mode | recipe, network | {heads[0]} | {heads[1]} | proxy A-distance {' / '.join(TARGETS)} | seconds | "
+        "seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    whole = {cell[:2] for cell in cells if not cell.without}
+    groups = sorted(whole, key=lambda pair: (pair[0] != "paper", pair[1] != "small", pair))
+    for mode in MODES:
+        lines.append(
+            f"| {mode} | *published, best epoch by target labels* | *{PUBLISHED[mode, 'svhn']:.5f}* | "
+            f"*{PUBLISHED[mode, 'usps']:.5f}* | | | 1 |"
+        )
+        for recipe, arch in groups:
+            found = [cells.get(Cell(recipe, arch, mode, target), []) for target in TARGETS]
+            if not any(found):
+                continue
+            both = [result for results in found for result in results]
+            distances = [[result["proxy_a_distance"]["trained"] for result in results] for results in found]
+            distance = " / ".join(
+                spread([v for v in values if v is not None], 2) if any(v is not None for v in values) else "-"
+                for values in distances
+            )
+            lines.append(
+                f"| {mode} | {recipe}, {arch} | {' | '.join(accuracy_cell(results) for results in found)} | {distance} "
+                f"| {statistics.mean(result['seconds'] for result in both):.0f} | {seed_counts(found)} |"
+            )
+    return lines
+
+
+def footnotes(cells: Cells) -> list[str]:
+    """Sampling error, machine, versions: what a reader needs to weigh the table."""
+    results = [result for found in cells.values() for result in found]
+    if not results:
+        return ["No results yet."]
+    errors = []
+    for target in TARGETS:
+        found = cells.get(Cell("paper", "small", "dann", target))
+        if found:
+            mean = statistics.mean(result["target_val_accuracy"] for result in found)
+            n = found[0]["images"]["target_val"]
+            errors.append(f"{math.sqrt(mean * (1 - mean) / n):.3f} on {target.upper()} (n = {n:,})")
+    devices = " and ".join(sorted({result["device"] for result in results}))
+    torches = " and ".join(sorted({result["versions"]["torch"] for result in results}))
+    selects = ", ".join(sorted({result["select"] for result in results}))
+    untrained = [
+        spread([r["proxy_a_distance"]["untrained"] for r in found], 2)
+        for target in TARGETS
+        if (found := cells.get(Cell("paper", "small", "dann", target)))
+    ]
+    notes = [
+        "Mean ± standard deviation over the seeds and the worst seed, on the target's val set, which no choice was "
+        f"made on; checkpoint: {selects} step. Binomial error of one dann accuracy: {', '.join(errors) or '-'}.",
+        "Proxy A-distance: 2 (1 − 2 err) of a linear classifier between the domains' held-out features; 0: not to be "
+        "told apart, 2: perfectly. Before adaptation: the `source` rows; of an untrained network: "
+        f"{' / '.join(untrained)}.",
+        f"Measured on {devices}, torch {torches}; every run's json, with its command, is in `results/`.",
+    ]
+    return "\n\n".join(notes).splitlines()
+
+
+def ladder_table(cells: Cells) -> list[str]:
+    """What each part of recipe strong is worth; no table before any of its runs."""
+    rows = []
+    for words, recipe, mode, without in LADDER:
+        found = [cells.get(Cell(recipe, "small", mode, target, without), []) for target in TARGETS]
+        rows.append(f"| {words} | {' | '.join(accuracy_cell(results) for results in found)} | {seed_counts(found)} |")
+    if not any(cell.recipe == "strong" for cell in cells):
+        return []
+    return [
+        "What each part of recipe `strong` is worth, each row adding to the one above:",
+        "",
+        f"| | {' | '.join(f'MNIST-M → {target.upper()}' for target in TARGETS)} | seeds |",
+        "|---|---|---|---|",
+        *rows,
+    ]
+
+
+def ladder_runs(cells: Cells) -> list[Result]:
+    """Every run of the ladder that logged the label-free signs."""
+    keys = [Cell(recipe, "small", mode, t, without) for _, recipe, mode, without in LADDER for t in TARGETS]
+    return [result for key in keys for result in cells.get(key, []) if result.get("signs")]
+
+
+def rank_correlation(a: list[float], b: list[float]) -> float | None:
+    """Spearman's rho, None for fewer than three pairs or a constant."""
+    rho = pd.Series(a).rank().corr(pd.Series(b).rank()) if len(a) > 2 else math.nan
+    return None if math.isnan(rho) else float(rho)
+
+
+def signs_table(cells: Cells) -> list[str]:
+    """How each label-free sign ranks with the true accuracy over the ladder's runs; no table for under five."""
+    runs = ladder_runs(cells)
+    if len(runs) < 5:
+        return []
+    lines = []
+    for sign in ("source_val_accuracy", *SIGNS, "pseudo_label_coverage", "teacher_agreement"):
+        row = []
+        for target in TARGETS:
+            pairs = [
+                (value, run["target_val_accuracy"])
+                for run in runs
+                if run["args"]["target_file"] == target and (value := run["signs"].get(sign, run.get(sign))) is not None
+            ]
+            rho = rank_correlation([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+            row.append(f"{shown(rho, 2)} ({len(pairs)} runs)")
+        lines.append(f"| {sign.replace('_', ' ')} | {' | '.join(row)} |")
+    return [
+        "Spearman's rank correlation of label-free signs with the true accuracy, over the runs of the ladder:",
+        "",
+        f"| sign | {' | '.join(target.upper() for target in TARGETS)} |",
+        "|---|---|---|",
+        *lines,
+    ]
+
+
+def speed_tables(folder: Path) -> list[str]:
+    """What benchmark.py measured, a table a device; nothing where there is no such file."""
+    lines: list[str] = []
+    for file in sorted(folder.glob("benchmark-*.json")):
+        lines += ["", *speed_table(read_json(file))] if lines else speed_table(read_json(file))
+    return lines
+
+
+def speed_table(found: dict[str, Any]) -> list[str]:
+    """One benchmark json as a table of measure, number, and what it is beside."""
+    rows: list[tuple[str, str, str]] = []
+    for arch, m in found.get("training", {}).items():
+        if not isinstance(m, dict) or "times_plain" not in m:
+            continue
+        rows.append(
+            (
+                f"training step, `{arch}`",
+                f"{m['images_per_second']:,.0f} images/s",
+                f"{m['times_plain']:.1f} times the plain recipe, {m['share_of_bare']:.2f} of the bare step, "
+                f"which reaches {m['share_of_matrix_rate']:.2f} of the {m['matrix_gflops']:,.0f} GFLOP/s of a large "
+                "matrix product",
+            )
+        )
+    for arch, m in found.get("prediction", {}).items():
+        if not isinstance(m, dict) or "times_one_by_one" not in m:
+            continue
+        rows.append(
+            (
+                f"prediction of {m['images']:,} PNGs, `{arch}`",
+                f"{m['images_per_second']:,.0f} images/s",
+                f"{m['times_one_by_one']:.1f} times one by one, {m['share_of_decode_and_forward']:.2f} of decoding and "
+                f"forward pass, measured alone, one after the other",
+            )
+        )
+    if start := found.get("start"):
+        rows.append(
+            (
+                "launch to first step",
+                f"{start['launch_to_first_step_seconds']:.1f} s",
+                f"imports {start['import_train_seconds']:.1f} s (torch alone {start['import_torch_seconds']:.1f}), "
+                f"reading {start['images']['labelled']:,} + {start['images']['unlabelled']:,} images "
+                f"{start['read_seconds']:.1f} s, network and step {start['network_and_first_step_seconds']:.1f} s",
+            )
+        )
+        rows.append(
+            (
+                "peak memory",
+                f"{start['peak_memory_megabytes']:,} MB",
+                f"{start['peak_above_raw_megabytes']:,} MB above the training images' "
+                f"{start['raw_train_megabytes']:,} MB",
+            )
+        )
+    if growth := found.get("growth"):
+        counts = ", ".join(f"{int(n):,}: {rate:,.0f}" for n, rate in growth["images_per_second"].items())
+        rows.append(("images/s by images a domain", f"{growth['largest_over_smallest']:.2f}", counts))
+    if reached := found.get("accuracy", {}).get("seconds_to"):
+        for mark, seconds in reached.items():
+            each = ", ".join(shown(value, 0) for value in seconds)
+            rows.append((f"seconds from launch to {float(mark):g} on USPS val", each, "one number a seed"))
+    if not rows:
+        return []
+    device = next(part["device"] for part in found.values())
+    return [
+        f"Speed, medians of {max(part['repeats'] for part in found.values())}, {device}:",
+        "",
+        "| | | |",
+        "|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
