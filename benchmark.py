@@ -35,6 +35,7 @@ import inference
 import train
 from checkpoint import build_network, load_checkpoint
 from dataset import Domain, list_split, read_images
+from losses import adversarial_losses, train_step
 from metrics import predict
 from model import ARCHITECTURES, DANN, reverse_gradient
 from plots import draw_time_to_accuracy
@@ -205,8 +206,8 @@ class BareStep:
 
     def step(self) -> None:
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            losses = train.adversarial_losses(self.net, self.x_s, self.y_s, self.x_t, 0.1)
-        train.train_step(self.net, self.optimizer, losses)
+            found = adversarial_losses(self.net, self.x_s, self.y_s, self.x_t, 0.1)
+        train_step(self.net, self.optimizer, found)
 
     def rate(self, steps: int) -> float:
         began = time.perf_counter()

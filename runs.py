@@ -13,6 +13,7 @@ import torch
 from dataset import Domain
 from metrics import Answers
 from model import DANN
+from parallel import Ranks
 from strong import Teacher
 from utils import UserError, read_json, save_checkpoint, versions
 
@@ -40,6 +41,7 @@ class Run:
     precision: torch.dtype
     total_steps: int
     teacher: Teacher | None = None
+    ranks: Ranks = field(default_factory=Ranks)
     step: int = 0
     seconds_before: float = 0.0  # of the runs that this one resumes
     training_seconds: float = 0.0

@@ -21,18 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from augment import views
 from checkpoint import load_checkpoint
 from dataset import Batches, Domain, class_names, drop_foreign_labels, list_split, read_domain
+from losses import Step, train_step
 from metrics import answers, domain_distance, share_right
-from model import ARCHITECTURES, DANN, SOURCE, TARGET, lambda_schedule, learning_rate, reverse_gradient
+from model import ARCHITECTURES, DANN, SOURCE, TARGET, lambda_schedule, learning_rate
+from parallel import Ranks, join
 from plots import draw_curves
 from runs import Data, Run, check_same_run, locked, make_folder, open_folder, plain_args, restore, save_run
 from signs import SIGNS, label_free_signs
-from strong import PARTS, Teacher, pseudo_label_loss, ramp
+from strong import PARTS, Teacher, ramp
 from utils import (
     DEVICES,
     PRECISIONS,
@@ -55,6 +56,7 @@ from utils import (
 )
 
 MODES = ("source", "dann", "target")
+ALONE = Ranks()
 SELECTIONS = ("last", "source_val", "target_val")
 LOGGED = ("L_y", "L_d", "L_u", "domain_accuracy", "pseudo_label_coverage", "teacher_agreement")  # means of the steps
 
@@ -281,56 +283,7 @@ def load_data(args: argparse.Namespace) -> Data:
     return Data(classes, labelled, unlabelled, source_val, target_val)
 
 
-# The training step
-
-
-def label_loss(net: DANN, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """L_y alone, for `source` and `target`. x: uint8 [B, 3, H, W] of the domain net.predict_as, y: int64 [B]."""
-    f = net.features(x)  # [B, F]
-    return {"L_y": F.cross_entropy(net.label_classifier(f).float(), y)}
-
-
-def adversarial_losses(
-    net: DANN,
-    x_s: Tensor,
-    y_s: Tensor,
-    x_t: Tensor,
-    lambda_p: float,
-    pseudo: tuple[Tensor, Tensor] | None = None,
-    weight_u: float = 1.0,
-) -> dict[str, Tensor]:
-    """L_y, L_d and, with the teacher's `pseudo` labels, L_u of one step; beside them shares that have no gradient.
-
-    x_s, x_t: uint8 or float [B, 3, H, W] in 0..255, y_s: int64 [B], pseudo: labels int64 [B] and mask float [B] of x_t.
-    Source and target pass BatchNorm apart: each is normalised by its own batch and keeps running statistics of its own.
-    L_d = -mean log p(d_i | f_i) over both domains; the reversal hands G_f the gradient -lambda_p dL_d/df. Source: arXiv
-    1505.07818, equations 9 and 13 to 15; with a conditional G_d arXiv 1705.10667. L_u is times its weight.
-    """
-    f_s, f_t = net.features(x_s, SOURCE), net.features(x_t, TARGET)  # [B, F] each
-    z_s = net.label_classifier(f_s).float()  # [B, K]
-    z_t = net.label_classifier(f_t).float() if net.conditional or pseudo else None
-    d = torch.full((len(f_s) + len(f_t),), TARGET, device=f_s.device)  # [2B]
-    d[: len(f_s)] = SOURCE
-    h = torch.cat([f_s, f_t])  # [2B, F]
-    if net.conditional and z_t is not None:
-        h = torch.cat([h, torch.cat([z_s, z_t]).softmax(1)], 1)  # [2B, F + K]
-    d_hat = net.domain_classifier(reverse_gradient(h, lambda_p)).float()  # [2B, 2]
-    losses = {"L_y": F.cross_entropy(z_s, y_s), "L_d": F.cross_entropy(d_hat, d)}
-    if pseudo and z_t is not None:
-        labels, mask = pseudo
-        losses["L_u"] = weight_u * pseudo_label_loss(z_t, labels, mask)
-        losses["pseudo_label_coverage"] = mask.mean()
-        losses["teacher_agreement"] = (z_t.argmax(1) == labels).float().mean()
-    losses["domain_accuracy"] = (d_hat.argmax(1) == d).float().mean()
-    return losses
-
-
-def train_step(net: DANN, optimizer: torch.optim.Optimizer, losses: dict[str, Tensor]) -> None:
-    """One update of theta_f, theta_y and theta_d on the sum of the losses."""
-    loss = torch.stack([value for name, value in losses.items() if name.startswith("L_")]).sum()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
+# The run
 
 
 def build_optimizer(net: DANN, mode: str, recipe: Recipe) -> torch.optim.Optimizer:
@@ -340,11 +293,8 @@ def build_optimizer(net: DANN, mode: str, recipe: Recipe) -> torch.optim.Optimiz
     return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 
-# The run
-
-
-def start_run(args: argparse.Namespace, folder: Path, data: Data, device: torch.device) -> Run:
-    """Network, optimizer and counters, new or, with --resume, as last.pt has them."""
+def start_run(args: argparse.Namespace, folder: Path, data: Data, device: torch.device, ranks: Ranks = ALONE) -> Run:
+    """Network, optimizer and counters, new or, with --resume, as last.pt has them; rank 0 writes args.json."""
     recipe = RECIPES[args.recipe]
     total_steps = args.max_steps or recipe.steps[args.train_mode]
     if args.epochs and not args.max_steps:
@@ -367,10 +317,13 @@ def start_run(args: argparse.Namespace, folder: Path, data: Data, device: torch.
         choose_precision(args.precision, device),
         total_steps,
         teacher,
+        ranks,
     )
+    if args.train_mode != "dann":
+        net.domain_classifier.requires_grad_(False)  # not trained
     if args.resume and (folder / "last.pt").exists():
         restore(run, load_checkpoint(folder / "last.pt"))
-    else:
+    elif ranks.main:
         run.distance_before = domain_distance(answers(net, data.source_val, SOURCE), answers(net, data.target_val))
         arguments = {**plain_args(args), "total_steps": total_steps, "classes": data.classes}
         write_json(folder / "args.json", arguments)
@@ -384,42 +337,42 @@ def parts_of(args: argparse.Namespace) -> set[str]:
     return parts & modes[args.train_mode]
 
 
-def train(run: Run, log: RunLog, began: float) -> bool:
-    """Train to the last step, validating and saving on the way; False when Ctrl-C stopped it at a step's end."""
-    args, device = run.args, run.net.device
-    labelled = Batches(run.data.labelled, args.batch_size, args.seed, SOURCE, device)
-    unlabelled = (
-        Batches(run.data.unlabelled, args.batch_size, args.seed, TARGET, device)
-        if run.data.unlabelled is not None
-        else None
+def train(run: Run, log: RunLog | None, began: float) -> bool:
+    """Train to the last step, validating and saving on the way; False when Ctrl-C stopped it at a step's end.
+
+    Of several ranks only rank 0 has a log, validates and saves.
+    """
+    args, device, ranks = run.args, run.net.device, run.ranks
+    recipe, parts = RECIPES[args.recipe], parts_of(args)
+    labelled, unlabelled = (
+        Batches(domain, args.batch_size, args.seed, stream, device, ranks.rank, ranks.world) if domain else None
+        for domain, stream in ((run.data.labelled, SOURCE), (run.data.unlabelled, TARGET))
     )
+    assert labelled is not None
     images_a_step = args.batch_size * (2 if unlabelled else 1)
     val_period = args.val_period or max(1, run.total_steps // 5)
-    recipe, parts = RECIPES[args.recipe], parts_of(args)
     lambda_max = recipe.lambda_max if "adversarial" in parts else 0.0
     totals: dict[str, Tensor] = {}
     since = run.step
-    progress = Progress(run.total_steps, f"train {args.train_mode}", "steps", run.step)
+    progress = Progress(run.total_steps, f"train {args.train_mode}", "steps", run.step) if log else None
     run.net.train()
-    mark = time.monotonic()
+    losses_of = ranks.wrap(Step(run.net))
+    mark, stop = time.monotonic(), False
     with InterruptFlag() as interrupt:
-        while run.step < run.total_steps and not interrupt.raised:
+        while run.step < run.total_steps and not stop:
             p = run.step / run.total_steps
             lambda_p, lr = lambda_max * lambda_schedule(p), learning_rate(p, args.learning_rate)
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
-            seed_step(args.seed, run.step)
+            seed_step(args.seed, run.step * ranks.world + ranks.rank)
             x, y = labelled(run.step)
-            assert y is not None
+            x_t = unlabelled(run.step)[0] if unlabelled else None
             with torch.autocast(device.type, run.precision, enabled=run.precision != torch.float32):
-                if unlabelled:
-                    x_t, _ = unlabelled(run.step)
-                    pseudo = run.teacher.label(x_t) if run.teacher else None
-                    if "augmentation" in parts:
-                        x, x_t = views(x, "neighbours" in parts), views(x_t, False)
-                    losses = adversarial_losses(run.net, x, y, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end))
-                else:
-                    losses = label_loss(run.net, views(x, "neighbours" in parts) if "augmentation" in parts else x, y)
+                pseudo = run.teacher.label(x_t) if run.teacher and x_t is not None else None
+                if "augmentation" in parts:
+                    x = views(x, paste="neighbours" in parts)
+                    x_t = views(x_t, paste=False) if x_t is not None else None
+                losses = losses_of(x, y, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end))
             train_step(run.net, run.optimizer, losses)
             if run.teacher:
                 run.teacher.follow(run.net, run.step)
@@ -427,8 +380,11 @@ def train(run: Run, log: RunLog, began: float) -> bool:
             run.images_seen += images_a_step
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0) + value.detach()
+            stop = ranks.any(interrupt.raised, device)
+            if not log or not progress:
+                continue
             progress.update(1, partial(describe, losses, lambda_p, run, mark))
-            if run.step % val_period == 0 or run.step == run.total_steps or interrupt.raised:
+            if run.step % val_period == 0 or run.step == run.total_steps or stop:
                 means = {name: value.item() / (run.step - since) for name, value in totals.items()}
                 run.training_seconds += time.monotonic() - mark
                 check_finite(run, means, lr)
@@ -437,7 +393,8 @@ def train(run: Run, log: RunLog, began: float) -> bool:
                 progress.say(summary(line, run.total_steps))
                 save_run(run, line, candidate=run.step % val_period == 0 or run.step == run.total_steps)
                 totals, since, mark = {}, run.step, time.monotonic()
-    progress.close()
+    if progress:
+        progress.close()
     return run.step == run.total_steps
 
 
@@ -543,6 +500,7 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
         "args": plain_args(run.args),
         "versions": versions(),
         "device": describe_device(run.net.device),
+        "processes": run.ranks.world,
         "precision": str(run.precision).removeprefix("torch."),
     }
     write_json(run.folder / "result.json", result)
@@ -561,17 +519,32 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     began = time.monotonic()
     args = parse_args(argv)
     command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
-    folder = open_folder(args)
+    device = choose_device(args.device)
+    with join(device) as ranks:
+        if args.batch_size % ranks.world:
+            raise UserError(
+                f"--batch_size {args.batch_size} cannot be split over {ranks.world} processes; make it a multiple."
+            )
+        return run_of(args, command, device, ranks, began)
+
+
+def run_of(args: argparse.Namespace, command: str, device: torch.device, ranks: Ranks, began: float) -> dict[str, Any]:
+    """Open or make the run folder, train, and measure what came of it; on all ranks but 0 only train."""
+    folder = ranks.from_main(open_folder(args) if ranks.main else None)
     if args.resume and (folder / "args.json").exists():
         check_same_run(folder, args)
     if args.resume and (folder / "result.json").exists():
         print(f"{folder} is finished, nothing to do.\n{folder}")
         return {**read_json(folder / "result.json"), "folder": str(folder)}
-    device = choose_device(args.device)
     data = load_data(args)
+    if not ranks.main:
+        ranks.from_main(None)  # the folder stands and is locked
+        done = train(start_run(args, folder, data, device, ranks), None, began)
+        return {"folder": str(folder), "interrupted": not done}
     make_folder(folder, args.resume)
     with locked(folder):
-        run = start_run(args, folder, data, device)
+        run = start_run(args, folder, data, device, ranks)
+        ranks.from_main(None)
         with contextlib.closing(RunLog(folder / "metrics.jsonl", run.step)) as log:
             done = train(run, log, began)
         if not done:

@@ -12,6 +12,7 @@ from conftest import QUICK, same_tensors
 
 import train
 from checkpoint import load_checkpoint
+from losses import adversarial_losses
 from model import DANN, SOURCE, TARGET, DomainBatchNorm2d
 from strong import Teacher, pseudo_label_loss, ramp
 from utils import UserError
@@ -54,13 +55,13 @@ def test_pseudo_labels_set_in_smoothly_and_reach_their_full_weight() -> None:
 def test_a_conditional_domain_classifier_sees_features_and_probabilities() -> None:
     net = build(conditional=True)
     x_s, x_t, y_s = images(0), images(1), torch.arange(6)
-    losses = train.adversarial_losses(net, x_s, y_s, x_t, 0.5)
+    found = adversarial_losses(net, x_s, y_s, x_t, 0.5)
     f_s, f_t = net.features(x_s, SOURCE), net.features(x_t, TARGET)
     p = net.label_classifier(torch.cat([f_s, f_t])).softmax(1)
     h = torch.cat([torch.cat([f_s, f_t]), p], 1)
     d = torch.arange(2).repeat_interleave(6)
     by_hand = torch.nn.functional.cross_entropy(net.domain_classifier(h), d)
-    assert losses["L_d"].item() == pytest.approx(by_hand.item(), abs=1e-5)
+    assert found["L_d"].item() == pytest.approx(by_hand.item(), abs=1e-5)
 
 
 def test_the_teacher_labels_with_the_averaged_weights_where_it_is_sure() -> None:

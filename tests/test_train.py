@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from conftest import QUICK, same_tensors, write_domain
 
 import inference
+import losses as losses_module
 import train
 from checkpoint import load_checkpoint
 from dataset import list_split
+from losses import adversarial_losses
 from model import DANN
 from utils import UserError, read_metrics
 
@@ -74,7 +76,7 @@ def build(seed: int = 0, arch: str = "small") -> DANN:
 @pytest.mark.parametrize("arch", ["small", "published"])
 def test_the_losses_of_a_step_are_those_computed_by_hand(arch: str) -> None:
     net, (x_s, y_s, x_t) = build(arch=arch), batch()
-    losses = train.adversarial_losses(net, x_s, y_s, x_t, 0.5)
+    losses = adversarial_losses(net, x_s, y_s, x_t, 0.5)
     with torch.no_grad():
         f_s, f_t = net.features(x_s, 0), net.features(x_t, 1)
         logits = net.label_classifier(f_s).double().numpy()
@@ -95,7 +97,7 @@ def test_features_get_minus_lambda_times_the_domain_gradient_and_the_domain_clas
 
     def gradients(lambda_p: float) -> dict[str, torch.Tensor]:
         net = build()
-        losses = train.adversarial_losses(net, x_s, y_s, x_t, lambda_p)
+        losses = adversarial_losses(net, x_s, y_s, x_t, lambda_p)
         (losses["L_y"] + losses["L_d"]).backward()
         return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
@@ -120,7 +122,7 @@ def test_a_step_uses_the_gradient_of_that_step_alone() -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     grads = []
     for _ in range(2):
-        train.train_step(net, optimizer, train.adversarial_losses(net, x_s, y_s, x_t, 1.0))
+        train.train_step(net, optimizer, adversarial_losses(net, x_s, y_s, x_t, 1.0))
         grads.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
     for first, second in zip(*grads, strict=True):
         torch.testing.assert_close(first, second)
@@ -131,8 +133,8 @@ def test_source_and_target_pass_batchnorm_apart() -> None:
     x_s, y_s, x_t = batch()
     other = batch(seed=1)[2]
     assert torch.equal(
-        train.adversarial_losses(build(), x_s, y_s, x_t, 1.0)["L_y"],
-        train.adversarial_losses(build(), x_s, y_s, other, 1.0)["L_y"],
+        adversarial_losses(build(), x_s, y_s, x_t, 1.0)["L_y"],
+        adversarial_losses(build(), x_s, y_s, other, 1.0)["L_y"],
     )
 
 
@@ -149,7 +151,7 @@ def test_a_dann_step_moves_all_three_parts() -> None:
     net, (x_s, y_s, x_t) = build(), batch()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     optimizer = train.build_optimizer(net, "dann", train.RECIPES["paper"])
-    train.train_step(net, optimizer, train.adversarial_losses(net, x_s, y_s, x_t, 1.0))
+    train.train_step(net, optimizer, adversarial_losses(net, x_s, y_s, x_t, 1.0))
     for part in ("feature_extractor", "label_classifier", "domain_classifier"):
         assert any(not torch.equal(before[name], p) for name, p in net.named_parameters() if name.startswith(part))
 
@@ -608,10 +610,10 @@ def test_an_accuracy_is_not_parsed_from_a_file_name(small_data: Path, tmp_path: 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(
     small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = train.label_loss
+    original = losses_module.label_loss
     calls = iter(range(100))
     monkeypatch.setattr(
-        train,
+        losses_module,
         "label_loss",
         lambda net, x, y: {
             name: value * (float("nan") if next(calls) == 8 else 1) for name, value in original(net, x, y).items()
