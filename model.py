@@ -204,7 +204,7 @@ def _small(num_classes: int, extra: int) -> tuple[nn.Sequential, nn.Sequential, 
 
     feature_extractor = nn.Sequential(
         block(3, 32, pool=True, dropout=0.0, unsigned=True),  # [B, 32, H/2, W/2]
-        block(32, 48, dropout=0.0, unsigned=True),
+        block(32, 48, dropout=0.0),
         block(48, 48, pool=True),  # [B, 48, H/4, W/4]
         block(48, 96),
         block(96, 96),

@@ -60,7 +60,7 @@ def read_results(folder: Path) -> Cells:
             without = tuple(args.get("without", ()))
             cells[Cell(args["recipe"], args["arch"], args["train_mode"], args["target_file"], without)].append(result)
     for key, found in cells.items():
-        kinds = [{name: v for name, v in result["args"].items() if name not in VARYING} for result in found]
+        kinds = [{name: v for name, v in result["args"].items() if name not in VARYING and v} for result in found]
         if any(kind != kinds[0] for kind in kinds):
             raise UserError(
                 f"{folder} has results of {key.recipe} {key.arch} {key.mode} {key.target} whose arguments differ in "
