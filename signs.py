@@ -5,6 +5,7 @@ fails, stands in the README with the runs behind it.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,3 +45,33 @@ def label_free_signs(p: Tensor, limit: int = 2000) -> dict[str, float]:
         "information_maximisation": spread - sure,
         "soft_neighbourhood_density": soft_neighbourhood_density(p) if len(p) > 1 else 0.0,
     }
+
+
+def warnings_of(lines: list[dict[str, Any]], num_classes: int, adversarial: bool) -> list[str]:
+    """What the lines of a finished run's metrics.jsonl give cause to doubt, a sentence each; no label is used.
+
+    adversarial: whether the run was to align the domains.
+    """
+    found = []
+    last = lines[-1]
+    if last.get("diversity") is not None:
+        answered = math.exp(last["diversity"])
+        if answered < 1.05:
+            found.append(
+                "every target image gets the same answer: the features have collapsed; try another --seed, a lower "
+                "-lr or more steps."
+            )
+        elif answered < num_classes / 2:
+            found.append(
+                f"the answers on the target spread over as few as {answered:.1f} of {num_classes} classes (exp of their "
+                "entropy): unless the target is like that, adaptation has merged classes; compare another --seed."
+            )
+    if adversarial:
+        if max(line["lambda"] for line in lines) == 0:
+            found.append("lambda was 0 in every line: the run was too short to adapt; use more steps.")
+        elif min(line["L_d"] for line in lines) > math.log(2) - 0.003:
+            found.append(
+                "the domain classifier never told the domains apart (L_d stayed at log 2 = 0.693): either they are "
+                "alike, or it does not learn and nothing was adapted; try a higher -lr."
+            )
+    return found

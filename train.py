@@ -32,7 +32,7 @@ from model import ARCHITECTURES, DANN, SOURCE, TARGET, lambda_schedule, learning
 from parallel import Ranks, join
 from plots import draw_curves
 from runs import Data, Run, check_same_run, locked, make_folder, open_folder, plain_args, restore, save_run
-from signs import SIGNS, label_free_signs
+from signs import SIGNS, label_free_signs, warnings_of
 from strong import PARTS, Teacher, ramp
 from utils import (
     DEVICES,
@@ -480,6 +480,9 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
         "source_val": run.data.source_val,
         "target_val": run.data.target_val,
     }
+    warnings = warnings_of(log.lines, len(run.data.classes), "adversarial" in parts_of(run.args))
+    for sentence in warnings:
+        print(f"warning: {sentence}")
     result = {
         "target_val_accuracy": selected["metrics"]["target_val_accuracy"],
         "source_val_accuracy": selected["metrics"]["source_val_accuracy"],
@@ -487,6 +490,7 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
         "proxy_a_distance": {"untrained": run.distance_before, "trained": after},
         "seconds": round(run.seconds_before + time.monotonic() - began, 2),
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
+        "warnings": warnings,
         "steps": run.total_steps,
         "seed": run.args.seed,
         "select": run.args.select,
