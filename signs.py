@@ -63,8 +63,8 @@ def warnings_of(lines: list[dict[str, Any]], num_classes: int, adversarial: bool
             )
         elif answered < num_classes / 2:
             found.append(
-                f"the answers on the target spread over as few as {answered:.1f} of {num_classes} classes (exp of their "
-                "entropy): unless the target is like that, adaptation has merged classes; compare another --seed."
+                f"the answers on the target spread over as few as {answered:.1f} of {num_classes} classes (exp of "
+                "their entropy): unless the target is like that, adaptation has merged classes; compare another --seed."
             )
     if adversarial:
         if max(line["lambda"] for line in lines) == 0:
