@@ -268,7 +268,9 @@ def speed_table(found: dict[str, Any]) -> list[str]:
     if reached := found.get("accuracy", {}).get("seconds_to"):
         for mark, seconds in reached.items():
             each = ", ".join(shown(value, 0) for value in seconds)
-            rows.append((f"seconds from launch to {float(mark):g} on USPS val", each, "one number a seed"))
+            steps = found["accuracy"]["steps"]
+            what = f"`dann --max_steps {steps} --val_period 100`, one number a seed"
+            rows.append((f"seconds from launch to {float(mark):g} on USPS val", each, what))
     if not rows:
         return []
     device = next(part["device"] for part in found.values())
