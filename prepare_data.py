@@ -1,6 +1,7 @@
 """Make the data folders that train.py reads.
 
     python prepare_data.py demo --out demo
+    python prepare_data.py digits --out data/digits      (the real ones: see prepare_data.py digits --help)
 
 `demo` needs no network: it builds three small domains out of what scikit-learn and matplotlib carry, the 1,797
 handwritten 8x8 digits, two photographs and a set of fonts.
@@ -30,6 +31,8 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from real_digits import READERS, prepare
+from real_digits import __doc__ as real_doc
 from utils import SEED, Parser, UserError, bounded, run_script
 
 SPLITS = ("train", "val")
@@ -399,6 +402,18 @@ def run_demo(args: argparse.Namespace) -> dict:
     return {"out": str(out), "seed": args.seed, "scale": args.scale, "domains": domains}
 
 
+def run_digits(args: argparse.Namespace) -> dict:
+    """Make the real domains that are not there yet."""
+    domains = list(args.only or READERS)
+    made = {}
+    for domain, counts in prepare(args.out, args.raw, domains, args.seed):
+        made[domain] = counts
+        print(f"{domain}: " + ", ".join(f"{count} {split}" for split, count in counts.items()), flush=True)
+    for domain in [domain for domain in domains if domain not in made]:
+        print(f"{domain}: is there already")
+    return {"out": str(args.out), "seed": args.seed, "domains": made}
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="prepare_data.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -409,6 +424,13 @@ def build_parser() -> argparse.ArgumentParser:
     part = bounded(float, 0, 1, exclusive=True)
     demo.add_argument("--scale", type=part, default=1.0, help="part of the images of every class to make (default: 1)")
     demo.set_defaults(run=run_demo)
+
+    digits = commands.add_parser("digits", help="the real digits, from their public archives", description=real_doc)
+    digits.add_argument("--out", type=Path, required=True, help="folder that gets mnistm/, svhn/ and usps/")
+    digits.add_argument("--raw", type=Path, metavar="DIR", help="use the archives in this folder, download none")
+    digits.add_argument("--only", nargs="+", choices=tuple(READERS), help="make these domains (default: all)")
+    digits.add_argument("--seed", type=SEED, default=0, help="of the split and of the patches (default: 0)")
+    digits.set_defaults(run=run_digits)
     return parser
 
 

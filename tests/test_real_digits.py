@@ -1,0 +1,195 @@
+"""The real archives, by small files in their formats: read, blended, split, fetched with a resume."""
+
+import bz2
+import gzip
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import prepare_data
+import real_digits
+from real_digits import Archive, blend, download, split_rows
+from utils import UserError
+
+COUNT = 30  # images a file
+
+
+def idx(array: np.ndarray) -> bytes:
+    head = bytes([0, 0, 8, array.ndim]) + b"".join(side.to_bytes(4, "big") for side in array.shape)
+    return head + array.tobytes()
+
+
+@pytest.fixture
+def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Archives of 30 + 30 images a domain, in subfolders, with the checksums to match."""
+    import scipy.io
+    from torchvision import datasets
+
+    rng = np.random.default_rng(0)
+    root = tmp_path / "raw"
+    for folder in ("mnist", "svhn", "usps", "photos/train"):
+        (root / folder).mkdir(parents=True)
+    mnist = []
+    for archive in real_digits.MNIST:
+        shape = (COUNT, 28, 28) if "images" in archive.name else (COUNT,)
+        content = idx(rng.integers(0, 256 if "images" in archive.name else 10, shape, dtype=np.uint8))
+        (root / "mnist" / archive.name).write_bytes(gzip.compress(content))
+        mnist.append(Archive(archive.name, archive.address, hashlib.md5(content).hexdigest()))
+    svhn, split_list = [], {}
+    for archive, split in zip(real_digits.SVHN, ("train", "test"), strict=True):
+        file = root / "svhn" / archive.name
+        images = rng.integers(0, 256, (32, 32, 3, COUNT), dtype=np.uint8)
+        scipy.io.savemat(file, {"X": images, "y": np.arange(1, COUNT + 1)[:, None] % 10 + 1})
+        digest = hashlib.md5(file.read_bytes()).hexdigest()
+        svhn.append(Archive(archive.name, archive.address, digest))
+        split_list[split] = [archive.address, archive.name, digest]
+    usps = []
+    for archive in real_digits.USPS:
+        lines = [
+            f"{i % 10 + 1} " + " ".join(f"{k + 1}:{v:.3f}" for k, v in enumerate(rng.uniform(-1, 1, 256)))
+            for i in range(COUNT)
+        ]
+        content = bz2.compress("\n".join(lines).encode())
+        (root / "usps" / archive.name).write_bytes(content)
+        usps.append(Archive(archive.name, archive.address, hashlib.md5(content).hexdigest()))
+    for i in range(3):
+        pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "photos" / "train" / f"{i}.jpg")
+    monkeypatch.setattr(real_digits, "MNIST", mnist)
+    monkeypatch.setattr(real_digits, "SVHN", svhn)
+    monkeypatch.setattr(real_digits, "USPS", usps)
+    needed = {"mnistm": [*mnist, real_digits.BSDS500], "svhn": svhn, "usps": usps}
+    monkeypatch.setattr(real_digits, "NEEDED", needed)
+    monkeypatch.setattr(datasets.SVHN, "split_list", split_list)
+    return root
+
+
+def test_the_pools_are_split_as_the_published_numbers_were() -> None:
+    assert {split: len(rows) for split, rows in split_rows(99_289, 0).items()}["val"] == 15_887
+    rows = split_rows(9_298, 0)
+    assert len(rows["val"]) == 1_488
+    assert sorted(np.concatenate(list(rows.values())).tolist()) == list(range(9_298))
+    assert np.array_equal(split_rows(500, 3)["val"], split_rows(500, 3)["val"])
+    assert not np.array_equal(split_rows(500, 3)["val"], split_rows(500, 4)["val"])
+
+
+def test_blending_is_the_difference_of_patch_and_digit() -> None:
+    photo = np.full((28, 28, 3), (10, 100, 250), np.uint8)  # one place for a patch
+    digits = np.zeros((2, 28, 28), np.uint8)
+    digits[1] = 200
+    out = blend(digits, [photo], 0)
+    assert (out[0] == (10, 100, 250)).all()
+    assert (out[1] == (190, 100, 50)).all()
+
+
+def test_patches_are_drawn_by_the_seed_from_every_photograph() -> None:
+    rng = np.random.default_rng(0)
+    photos = [rng.integers(0, 256, (60, 80, 3), dtype=np.uint8) for _ in range(2)]
+    digits = np.zeros((20, 28, 28), np.uint8)
+    first, again, other = blend(digits, photos, 1), blend(digits, photos, 1), blend(digits, photos, 2)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert len({image.tobytes() for image in first}) > 15
+
+
+def test_every_archive_becomes_a_domain_of_the_layout(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "digits"
+    made = prepare_data.main(["digits", "--out", str(out), "--raw", str(raw)])["domains"]
+    assert made == {name: {"train": 38, "val": 10, "test": 12} for name in ("mnistm", "svhn", "usps")}
+    for domain, mode in (("mnistm", "RGB"), ("svhn", "RGB"), ("usps", "L")):
+        names: list[str] = []
+        for split in ("train", "val", "test"):
+            table = pd.read_csv(out / domain / f"{split}.csv")
+            assert table.label.between(0, 9).all()
+            names += table.image_name.tolist()
+        assert sorted(names) == sorted(path.name for path in (out / domain / "data").iterdir())
+        with Image.open(out / domain / "data" / names[0]) as image:
+            assert (image.size, image.mode) == ((28, 28), mode)
+    again = prepare_data.main(["digits", "--out", str(out), "--raw", str(raw)])
+    assert again["domains"] == {}
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_labels_belong_to_their_images(raw: Path) -> None:
+    files = real_digits.gather(["usps", "svhn"], raw, raw)
+    _, labels = real_digits.read_usps(files, 0)
+    assert labels.tolist() == [i % 10 for i in range(COUNT)] * 2
+    _, labels = real_digits.read_svhn(files, 0)
+    assert labels.tolist() == [((i + 1) % 10 + 1) % 10 for i in range(COUNT)] * 2  # label 10 is the digit 0
+
+
+def test_a_missing_archive_is_named_with_its_address(raw: Path, tmp_path: Path) -> None:
+    (raw / "usps" / "usps.t.bz2").unlink()
+    with pytest.raises(UserError, match=r"lacks usps\.t\.bz2 \(https://www\.csie\.ntu.*--only"):
+        prepare_data.main(["digits", "--out", str(tmp_path / "out"), "--raw", str(raw)])
+    assert not (tmp_path / "out").exists()
+    prepare_data.main(["digits", "--out", str(tmp_path / "out"), "--raw", str(raw), "--only", "mnistm"])
+
+
+def test_a_damaged_archive_is_refused(raw: Path, tmp_path: Path) -> None:
+    (raw / "svhn" / "train_32x32.mat").write_bytes(b"something else")
+    with pytest.raises(UserError, match="is not the file of http://ufldl"):
+        prepare_data.main(["digits", "--out", str(tmp_path / "out"), "--raw", str(raw)])
+    (raw / "svhn" / "train_32x32.mat").unlink()
+    (raw / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(b"no gzip")
+    with pytest.raises(UserError, match="is damaged"):
+        prepare_data.main(["digits", "--out", str(tmp_path / "out"), "--raw", str(raw), "--only", "mnistm"])
+
+
+CONTENT = bytes(range(256)) * 4000
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[str | None]]]:
+    """A server of CONTENT that answers ranges, and the ranges it was asked for."""
+    asked: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            wanted = self.headers.get("Range")
+            asked.append(wanted)
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+            self.send_response(206 if wanted else 200)
+            self.send_header("Content-Length", str(len(CONTENT) - start))
+            self.end_headers()
+            self.wfile.write(CONTENT[start:])
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{httpd.server_port}/file.bin", asked
+    httpd.shutdown()
+
+
+def test_a_download_goes_on_where_it_was_cut_and_is_checked(
+    server: tuple[str, list[str | None]], tmp_path: Path
+) -> None:
+    address, asked = server
+    archive = Archive("file.bin", address, hashlib.md5(CONTENT).hexdigest())
+    (tmp_path / "file.bin.part").write_bytes(CONTENT[:5000])
+    assert download(archive, tmp_path).read_bytes() == CONTENT
+    assert asked == ["bytes=5000-"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_download_that_is_not_what_it_should_be_leaves_nothing(
+    server: tuple[str, list[str | None]], tmp_path: Path
+) -> None:
+    address, _ = server
+    with pytest.raises(UserError, match="is not the file of"):
+        download(Archive("file.bin", address, "0" * 32), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_is_not_there_is_named_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"file\.bin could not be fetched from http://127\.0\.0\.1:9/.* by hand into"):
+        download(Archive("file.bin", "http://127.0.0.1:9/file.bin", None), tmp_path)
