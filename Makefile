@@ -1,7 +1,8 @@
 # make demo   environment, offline demo data, train source, dann and target, predict, draw, compare (DEMO=folder)
 # make test   environment, lint, types, tests
+# make soak   the long fuzzing and kill runs, about half an hour
 # make clean  remove what make made, the environment included
-.PHONY: demo test lint clean venv
+.PHONY: demo test soak lint clean venv
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -35,6 +36,9 @@ lint: venv
 
 test: lint
 	$(BIN)/python -m pytest
+
+soak: venv
+	SOAK=1 $(BIN)/python -m pytest tests/test_soak.py
 
 clean:
 	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis __pycache__ tests/__pycache__
