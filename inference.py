@@ -3,12 +3,14 @@
     python inference.py --checkpoint runs/dann_usps_paper_seed0 --test_loc digits/usps --out_path predictions
 
 Writes predictions/pred.csv with the columns image_name,label, sorted by name, image_name relative to --test_loc.
-An unreadable image is named and left out, the rest is labelled, and the exit code is then 1. Reads checkpoints of
-train.py and those of download.sh.
+An unreadable image is named and left out, the rest is labelled, and the exit code is then 1. Ends with the answers by
+class, the mean confidence, and a warning where the images look unlike the target of the training. Reads checkpoints
+of train.py and those of download.sh.
 """
 
 import argparse
-import os
+import math
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +21,10 @@ import torch
 from torch import Tensor
 
 from checkpoint import build_network, load_checkpoint, resolve_checkpoint
-from dataset import find_images, read_images
+from dataset import canonical, encode_labels, find_images, list_csv, read_images
 from metrics import predict
-from utils import DEVICES, Parser, Progress, UserError, atomic_path, bounded, choose_device, run_script
+from signs import entropy
+from utils import DEVICES, Parser, Progress, UserError, atomic_path, bounded, choose_device, run_script, shown
 
 CHUNK = 8192  # images in memory at a time, twice: one chunk is read while the last is predicted
 
@@ -31,7 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
     files = parser.add_argument_group("files")
     files.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="run folder or checkpoint file")
     files.add_argument(
-        "--test_loc", type=Path, required=True, metavar="DIR", help="folder of images, searched with all its subfolders"
+        "--test_loc",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="folder of images, searched with all its subfolders; or a .csv (image_name), or a .txt of paths",
     )
     files.add_argument(
         "--out_path",
@@ -44,6 +51,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--probs",
         action="store_true",
         help="add the probability of each class (columns p_CLASS) and of the predicted one (confidence)",
+    )
+    files.add_argument(
+        "--labels",
+        type=Path,
+        metavar="CSV",
+        help="score against this CSV (image_name,label): accuracy, by class, and which answers were confused",
     )
     compute = parser.add_argument_group("computing (always in float32)")
     compute.add_argument("--device", choices=DEVICES, default="auto", help="where to predict (default: auto)")
@@ -87,36 +100,124 @@ def read_chunks(paths: list[Path], size: int, workers: int) -> Iterator[tuple[li
             yield rows, good, {start + i: why for i, why in unreadable.items()}
 
 
+def list_inputs(test_loc: Path) -> tuple[list[str], list[Path]]:
+    """Names and files of the images that --test_loc means, sorted by name; UserError where it means none.
+
+    A folder: every image below it, named relative to it. A CSV: its column image_name, files as training finds them. A
+    .txt: a path a line, absolute or relative to the list's folder.
+    """
+    if test_loc.is_dir():
+        paths = find_images(test_loc)
+        names = [path.relative_to(test_loc).as_posix() for path in paths]
+    elif test_loc.is_file() and test_loc.suffix.lower() == ".csv":
+        listing = list_csv(test_loc, with_labels=False)
+        names, paths = listing.names, listing.paths
+    elif test_loc.is_file() and test_loc.suffix.lower() == ".txt":
+        try:
+            lines = test_loc.read_text(encoding="utf-8-sig").splitlines()
+        except ValueError as error:
+            raise UserError(f"--test_loc {test_loc} is no text; list one path a line.") from error
+        names = [line.strip() for line in lines if line.strip()]
+        paths = [test_loc.parent / name for name in names]
+    else:
+        raise UserError(
+            f"--test_loc {test_loc} is neither a folder of images nor a .csv or .txt that lists them; name one."
+        )
+    if not paths:
+        raise UserError(f"--test_loc {test_loc} holds no image; name a folder of images.")
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return [names[i] for i in order], [paths[i] for i in order]
+
+
+def read_labels(csv: Path, classes: list[str]) -> dict[str, str]:
+    """Label by image name of a CSV to score against; UserError for a CSV without labels or with foreign ones."""
+    if not csv.is_file():
+        raise UserError(f"--labels {csv} does not exist; name a CSV with the columns image_name,label.")
+    listing = list_csv(csv, with_labels=True)
+    if listing.labels is None:
+        raise UserError(f"--labels {csv} has no labels; its first line must be image_name,label.")
+    encode_labels(listing, classes)
+    return dict(zip(listing.names, map(canonical, listing.labels), strict=True))
+
+
+def score(predicted: dict[str, str], wanted: dict[str, str], classes: list[str]) -> tuple[dict[str, Any], str]:
+    """Accuracy over the images that have a label, by class and confused with what; as numbers and as text.
+
+    Raises UserError when no predicted image has a label.
+    """
+    pairs = [(wanted[name], answer) for name, answer in predicted.items() if name in wanted]
+    if not pairs:
+        raise UserError("--labels names none of the predicted images; its image_name must be relative to --test_loc.")
+    counts = Counter(pairs)
+    confusion = [[counts[truth, answer] for answer in classes] for truth in classes]
+    per_class = {
+        name: row[k] / sum(row) if sum(row) else None
+        for k, (name, row) in enumerate(zip(classes, confusion, strict=True))
+    }
+    accuracy = sum(row[k] for k, row in enumerate(confusion)) / len(pairs)
+    width = max(len(name) for name in [*classes, str(len(pairs))]) + 1
+    lines = ["label".ljust(width + 4) + "".join(name.rjust(width) for name in classes) + "   right"]
+    for name, row in zip(classes, confusion, strict=True):
+        lines.append(
+            name.ljust(width + 4) + "".join(str(n).rjust(width) for n in row) + f"   {shown(per_class[name], 3)}"
+        )
+    text = f"accuracy {accuracy:.4f} of {len(pairs)} labelled images; rows: label, columns: answer\n" + "\n".join(lines)
+    return {"accuracy": accuracy, "per_class": per_class, "scored": len(pairs)}, text
+
+
+def summary(probabilities: Tensor, classes: list[str], trained: dict[str, Any]) -> str:
+    """Answers by class, mean confidence, and a warning where the images look unlike the training target.
+
+    probabilities: float32 [N, K]. trained: metrics of the checkpoint; its entropy is that of the target's val images.
+    """
+    confidence, winner = probabilities.max(1)
+    counts = torch.bincount(winner, minlength=len(classes)).tolist()
+    text = f"answers: {', '.join(f'{name} {count}' for name, count in zip(classes, counts, strict=True))}; "
+    text += f"mean confidence {confidence.mean():.3f}"
+    usual, here = trained.get("entropy"), entropy(probabilities.double()).mean().item()
+    if usual is not None and here > 2 * usual + 0.1 * math.log(len(classes)):
+        text += (
+            f"\nwarning: the answers are far less sure than on the target that the checkpoint was trained for (mean "
+            f"entropy {here:.2f}, there {usual:.2f}): these images may be of another domain."
+        )
+    return text
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Predict; returns `out_file`, `count`, and `left_out`: why, by image name, an image has no prediction."""
+    """Predict; returns `out_file`, `count`, `left_out` (why, by image name, an image has no prediction) and `score`."""
     args = build_parser().parse_args(argv)
     out_file = output_file(args.out_path)
-    if not args.test_loc.is_dir():
-        raise UserError(f"--test_loc {args.test_loc} is not a folder; name a folder of images.")
+    names, paths = list_inputs(args.test_loc)
     file = resolve_checkpoint(args.checkpoint)
-    net, classes = build_network(file, load_checkpoint(file), choose_device(args.device))
-    paths = find_images(args.test_loc)
-    if not paths:
-        raise UserError(f"--test_loc {args.test_loc} holds no image; name a folder of images.")
-    names = [path.relative_to(args.test_loc).as_posix() for path in paths]
+    checkpoint = load_checkpoint(file)
+    net, classes = build_network(file, checkpoint, choose_device(args.device))
+    wanted = read_labels(args.labels, classes) if args.labels else None
     left_out: dict[str, str] = {}
     rows: list[int] = []
-    probabilities = []
+    parts = []
     progress = Progress(len(paths), "predict", "images")
     for chunk_rows, pixels, unreadable in read_chunks(paths, net.arguments["size"], args.num_workers):
         if chunk_rows:
-            probabilities.append(predict(net, pixels, args.batch_size)[1])  # [n, K]
+            parts.append(predict(net, pixels, args.batch_size)[1])  # [n, K]
         rows += chunk_rows
         left_out.update({names[row]: why for row, why in unreadable.items()})
         progress.update(len(chunk_rows) + len(unreadable))
     progress.close()
-    for name, why in left_out.items():
-        print(f"left out {os.path.join(args.test_loc, name)}: {why}")
+    for row, name in enumerate(names):
+        if name in left_out:
+            print(f"left out {paths[row]}: {left_out[name]}")
     if not rows:
         raise UserError(f"none of the {len(paths)} images in {args.test_loc} is readable; nothing was written.")
-    write_predictions(out_file, [names[row] for row in rows], torch.cat(probabilities), classes, args.probs)
+    probabilities = torch.cat(parts)
+    found = [names[row] for row in rows]
+    answers = [classes[k] for k in probabilities.argmax(1).tolist()]
+    scored, text = score(dict(zip(found, answers, strict=True)), wanted, classes) if wanted else (None, "")
+    write_predictions(out_file, found, probabilities, classes, args.probs)
+    if text:
+        print(text)
+    print(summary(probabilities, classes, checkpoint["metrics"]))
     print(f"{len(rows)} images labelled, {len(left_out)} left out: {out_file}")
-    return {"out_file": str(out_file), "count": len(rows), "left_out": left_out}
+    return {"out_file": str(out_file), "count": len(rows), "left_out": left_out, "score": scored}
 
 
 def write_predictions(path: Path, names: list[str], probabilities: Tensor, classes: list[str], probs: bool) -> None:

@@ -120,7 +120,12 @@ def test_refusals_are_one_sentence_and_write_nothing(dann_run: Path, images: Pat
     (tmp_path / "file").touch()
     out = str(tmp_path / "out")
     cases = [
-        (dann_run, tmp_path / "absent", out, f"--test_loc {tmp_path}/absent is not a folder; name a folder of images."),
+        (
+            dann_run,
+            tmp_path / "absent",
+            out,
+            f"--test_loc {tmp_path}/absent is neither a folder of images nor a .csv or .txt that lists them; name one.",
+        ),
         (dann_run, tmp_path / "empty", out, f"--test_loc {tmp_path}/empty holds no image; name a folder of images."),
         (dann_run, tmp_path / "bad", out, f"none of the 1 images in {tmp_path}/bad is readable; nothing was written."),
         (
@@ -181,3 +186,76 @@ def test_classes_with_names_come_back_as_names(tmp_path: Path) -> None:
     assert set(table["label"]) <= {"ash", "birch", "cherry"}
     wanted = [("ash", "birch", "cherry")[i % 3] for i in range(24)]
     assert np.mean([a == b for a, b in zip(table["label"], wanted, strict=True)]) > 0.9
+
+
+def test_a_list_of_files_and_a_csv_are_predicted_like_their_folder(
+    dann_run: Path, images: Path, tmp_path: Path
+) -> None:
+    whole = predict_folder(dann_run, images, tmp_path / "whole")
+    names = whole["image_name"].tolist()
+    (images / "list.txt").write_text("\n".join([*names[::-1], ""]))
+    (images / "list.csv").write_text("image_name,note\n" + "\n".join(f"{name},x" for name in names) + "\n")
+    for file in ("list.txt", "list.csv"):
+        assert predict_folder(dann_run, images / file, tmp_path / file.replace(".", "_")).equals(whole)
+    (images / "list.txt").write_text(f"{images / names[0]}\nabsent.png\n")
+    outcome = inference.main(
+        ["--checkpoint", str(dann_run), "--test_loc", str(images / "list.txt"), "--out_path", str(tmp_path / "part")]
+    )
+    assert outcome["count"] == 1
+    assert outcome["left_out"] == {"absent.png": "no such file"}
+
+
+def test_what_is_no_list_of_images_is_refused(dann_run: Path, images: Path, tmp_path: Path) -> None:
+    for place in (images / "0.png", images / "nowhere", images / "nowhere.csv"):
+        with pytest.raises(UserError, match=r"is neither a folder of images nor a \.csv or \.txt that lists them"):
+            predict_folder(dann_run, place, tmp_path / "out")
+    (images / "empty.txt").write_text("\n")
+    with pytest.raises(UserError, match="holds no image"):
+        predict_folder(dann_run, images / "empty.txt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_predictions_are_scored_against_labels_by_class(
+    dann_run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = predict_folder(dann_run, images, tmp_path / "out")
+    wanted = table.copy()
+    wrong = str((int(str(wanted.loc[0, "label"])) + 1) % 10)
+    wanted.loc[0, "label"] = wrong
+    wanted.iloc[:8].to_csv(tmp_path / "labels.csv", index=False)  # two images without a label
+    outcome = inference.main(
+        ["--checkpoint", str(dann_run), "--test_loc", str(images), "--out_path", str(tmp_path / "again")]
+        + ["--labels", str(tmp_path / "labels.csv")]
+    )
+    assert outcome["score"]["accuracy"] == 7 / 8
+    assert outcome["score"]["scored"] == 8
+    same = sum(wanted.iloc[:8]["label"] == wrong)
+    assert outcome["score"]["per_class"][wrong] == pytest.approx((same - 1) / same)
+    printed = capsys.readouterr().out
+    assert "accuracy 0.8750 of 8 labelled images; rows: label, columns: answer" in printed
+    assert "mean confidence" in printed
+
+
+def test_labels_that_fit_nothing_are_refused_and_nothing_is_written(
+    dann_run: Path, images: Path, tmp_path: Path
+) -> None:
+    cases = {
+        "image_name,label\nother.png,3\n": "--labels names none of the predicted images",
+        "image_name,label\n0.png,33\n": "label '33' is not among the classes",
+        "image_name\n0.png\n": "has no labels",
+    }
+    for content, sentence in cases.items():
+        (tmp_path / "labels.csv").write_text(content)
+        with pytest.raises(UserError, match=sentence):
+            predict_folder(dann_run, images, tmp_path / "out", "--labels", str(tmp_path / "labels.csv"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_unlike_the_training_target_give_a_warning() -> None:
+    unsure = torch.full((5, 10), 0.1)
+    sure = torch.eye(10)[:5] * 0.99 + 0.001
+    classes = [str(k) for k in range(10)]
+    assert "warning: the answers are far less sure" in inference.summary(unsure, classes, {"entropy": 0.1})
+    assert "warning" not in inference.summary(sure, classes, {"entropy": 0.1})
+    assert "warning" not in inference.summary(unsure, classes, {})  # a published checkpoint does not say
+    assert "answers: 0 1, 1 1, 2 1, 3 1, 4 1, 5 0" in inference.summary(sure, classes, {})
