@@ -113,6 +113,31 @@ def draw_time_to_accuracy(
     save_figure(figure, path)
 
 
+def draw_signs(points: dict[str, dict[str, list[tuple[float, float]]]], path: Path) -> None:
+    """Draw true target accuracy over each label-free sign, a panel a sign, a colour a target.
+
+    points: sign -> target -> pairs of (sign, accuracy), a pair a run.
+    """
+    columns = 4
+    rows = -(-len(points) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(13, 3.2 * rows), layout="constrained", sharey=True, squeeze=False
+    )
+    for k, (sign, by_target) in enumerate(points.items()):
+        panel = axes[k // columns][k % columns]
+        for i, (target, pairs) in enumerate(by_target.items()):
+            x, y = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+            panel.scatter(x, y, s=26, alpha=0.8, c=DOMAIN_COLOURS[i], marker=DOMAIN_MARKERS[i], label=target.upper())
+        panel.set(xlabel=sign.replace("_", " "))
+        panel.grid(alpha=0.3)
+        if k % columns == 0:
+            panel.set(ylabel="accuracy on the target's val")
+    for k in range(len(points), rows * columns):
+        axes[k // columns][k % columns].set_axis_off()
+    axes[0][0].legend()
+    save_figure(figure, path)
+
+
 def scatter_axes(title: str) -> tuple[Figure, Any]:
     figure, axes = plt.subplots(figsize=(8.4, 7), layout="constrained")
     axes.set_title(title, fontsize=10)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint import load_checkpoint
-from plots import draw_curves
-from tables import accuracy_table, footnotes, ladder_table, read_results, signs_table, speed_tables
+from plots import draw_curves, draw_signs
+from tables import accuracy_table, footnotes, ladder_table, read_results, sign_points, signs_table, speed_tables
 from utils import (
     Parser,
     UserError,
@@ -43,6 +43,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true", help="with --readme: change nothing, fail when it would change")
     parser.add_argument("--add", type=Path, metavar="RUN", help="copy the result of a finished run into results/")
     parser.add_argument("--ship", type=Path, metavar="RUN", help="put a finished run's checkpoint into checkpoint/")
+    parser.add_argument(
+        "--signs",
+        type=Path,
+        metavar="PNG",
+        help="draw the true accuracy of the ladder's runs over the label-free signs",
+    )
     return parser
 
 
@@ -124,8 +130,8 @@ def updated(readme: str, block: str, name: str) -> str:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Do what the flags ask; returns `changed` for --readme and the printed table for runs."""
     args = build_parser().parse_args(argv)
-    if not (args.runs or args.readme or args.add or args.ship):
-        raise UserError("nothing to report; name run folders, --readme FILE, --add RUN or --ship RUN.")
+    if not (args.runs or args.readme or args.add or args.ship or args.signs):
+        raise UserError("nothing to report; name run folders, --readme FILE, --add RUN, --ship RUN or --signs PNG.")
     if args.check and not args.readme:
         raise UserError("--check checks a README; name it with --readme FILE.")
     if args.out_path and not args.runs:
@@ -143,6 +149,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if args.out_path:
             draw_curves({run.name: read_metrics(run / "metrics.jsonl") for run in args.runs}, args.out_path)
             print(args.out_path)
+    if args.signs:
+        points = sign_points(read_results(RESULTS))
+        if not any(pairs for by_target in points.values() for pairs in by_target.values()):
+            raise UserError("--signs: results/ has no run with label-free signs yet; run bash reproduce.sh first.")
+        draw_signs(points, args.signs)
+        print(args.signs)
     if args.readme:
         if not args.readme.is_file():
             raise UserError(f"--readme {args.readme} does not exist.")

@@ -184,20 +184,30 @@ def rank_correlation(a: list[float], b: list[float]) -> float | None:
     return None if math.isnan(rho) else float(rho)
 
 
-def signs_table(cells: Cells) -> list[str]:
-    """How each label-free sign ranks with the true accuracy over the ladder's runs; no table for under five."""
+def sign_points(cells: Cells) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Sign -> target -> (sign, true accuracy) of each run of the ladder that has it."""
     runs = ladder_runs(cells)
-    if len(runs) < 5:
-        return []
-    lines = []
-    for sign in ("source_val_accuracy", *SIGNS, "pseudo_label_coverage", "teacher_agreement"):
-        row = []
-        for target in TARGETS:
-            pairs = [
+    return {
+        sign: {
+            target: [
                 (value, run["target_val_accuracy"])
                 for run in runs
                 if run["args"]["target_file"] == target and (value := run["signs"].get(sign, run.get(sign))) is not None
             ]
+            for target in TARGETS
+        }
+        for sign in ("source_val_accuracy", *SIGNS, "pseudo_label_coverage", "teacher_agreement")
+    }
+
+
+def signs_table(cells: Cells) -> list[str]:
+    """How each label-free sign ranks with the true accuracy over the ladder's runs; no table for under five."""
+    if len(ladder_runs(cells)) < 5:
+        return []
+    lines = []
+    for sign, by_target in sign_points(cells).items():
+        row = []
+        for pairs in by_target.values():
             rho = rank_correlation([pair[0] for pair in pairs], [pair[1] for pair in pairs])
             row.append(f"{shown(rho, 2)} ({len(pairs)} runs)")
         lines.append(f"| {sign.replace('_', ' ')} | {' | '.join(row)} |")

@@ -155,3 +155,13 @@ def test_the_speed_table_states_what_the_benchmark_measured(tmp_path: Path) -> N
     block = report.render(tmp_path)
     assert "| images/s by images a domain | 0.95 | 5,000: 1,000, 500,000: 950 |" in block
     assert "Speed, medians of 5, cpu (x):" in block
+
+
+def test_the_signs_are_drawn_over_the_ladders_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ladder_results(tmp_path / "results")
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    report.main(["--signs", str(tmp_path / "signs.png")])
+    assert (tmp_path / "signs.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    with pytest.raises(UserError, match="has no run with label-free signs yet"):
+        report.main(["--signs", str(tmp_path / "signs.png")])
