@@ -16,6 +16,7 @@ from torch import Tensor
 from model import DANN
 from utils import UserError, read_json
 
+MAX_BYTES = 2 << 30  # a checkpoint that unpacks to more is taken for an archive made to fill the memory
 KEYS = {"model", "model_args", "args", "step", "metrics", "versions", "resume"}
 
 
@@ -71,6 +72,16 @@ def resolve_checkpoint(path: Path) -> Path:
     raise UserError(f"--checkpoint {path} holds no last.pt ({there}); name one checkpoint file.")
 
 
+def check_size(path: Path) -> None:
+    """UserError for a file that would unpack to more than MAX_BYTES: torch reads what the archive's index says."""
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = max(size, sum(entry.file_size for entry in archive.infolist()))
+    if size > MAX_BYTES:
+        raise UserError(f"{path} unpacks to {size:,} bytes, more than {MAX_BYTES:,}: no checkpoint of this program.")
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of ours or of the published implementation into our format, on the CPU.
 
@@ -78,6 +89,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     no checkpoint of this program.
     """
     try:
+        check_size(path)
         with torch.serialization.safe_globals([(PickledModule, name) for name in PUBLISHED_CLASSES]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -3,6 +3,7 @@
 import pickle
 import sys
 import types
+import zipfile
 from pathlib import Path
 from typing import IO, Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import checkpoint
 from checkpoint import build_network, load_checkpoint, resolve_checkpoint
 from utils import UserError, save_checkpoint
 
@@ -202,3 +204,24 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypa
         save_checkpoint(tmp_path / "x.pt", {"step": 2})
     assert torch.load(tmp_path / "x.pt") == {"step": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_an_archive_that_would_fill_the_memory_is_refused_before_it_is_unpacked(
+    dann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "MAX_BYTES", 20 << 20)
+    bomb = tmp_path / "bomb.pt"
+    with (
+        zipfile.ZipFile(dann_run / "last.pt") as whole,
+        zipfile.ZipFile(bomb, "w", compression=zipfile.ZIP_DEFLATED, compresslevel=1) as packed,
+    ):
+        for entry in whole.infolist():
+            content = whole.read(entry)
+            if entry.filename.endswith("data/0"):
+                with packed.open(entry.filename, "w", force_zip64=True) as file:
+                    file.write(bytes(30 << 20))  # zeros: a few kB in the file
+            else:
+                packed.writestr(entry.filename, content)
+    assert bomb.stat().st_size < 20 << 20
+    with pytest.raises(UserError, match=r"bomb.pt unpacks to 3\d,\d+,\d+ bytes, more than 20,971,520"):
+        load_checkpoint(bomb)
