@@ -212,10 +212,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     found = [names[row] for row in rows]
     answers = [classes[k] for k in probabilities.argmax(1).tolist()]
     scored, text = score(dict(zip(found, answers, strict=True)), wanted, classes) if wanted else (None, "")
+    metrics = checkpoint["metrics"] if isinstance(checkpoint["metrics"], dict) else {}
+    text = "\n".join(filter(None, [text, summary(probabilities, classes, metrics)]))
     write_predictions(out_file, found, probabilities, classes, args.probs)
-    if text:
-        print(text)
-    print(summary(probabilities, classes, checkpoint["metrics"]))
+    print(text)
     print(f"{len(rows)} images labelled, {len(left_out)} left out: {out_file}")
     return {"out_file": str(out_file), "count": len(rows), "left_out": left_out, "score": scored}
 

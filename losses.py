@@ -12,7 +12,7 @@ from strong import pseudo_label_loss
 
 
 def label_loss(net: DANN, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """L_y alone, for `source` and `target`. x: uint8 [B, 3, H, W] of the domain net.predict_as, y: int64 [B]."""
+    """L_y alone, for `source` and `target`. x: uint8 or float [B, 3, H, W] of net.predict_as, y: int64 [B]."""
     f = net.features(x)  # [B, F]
     return {"L_y": F.cross_entropy(net.label_classifier(f).float(), y)}
 
@@ -31,7 +31,9 @@ def adversarial_losses(
     x_s, x_t: uint8 or float [B, 3, H, W] in 0..255, y_s: int64 [B], pseudo: labels int64 [B] and mask float [B] of x_t.
     Source and target pass BatchNorm apart: each is normalised by its own batch and keeps running statistics of its own.
     L_d = -mean log p(d_i | f_i) over both domains; the reversal hands G_f the gradient -lambda_p dL_d/df. Source: arXiv
-    1505.07818, equations 9 and 13 to 15; with a conditional G_d arXiv 1705.10667. L_u is times its weight.
+    1505.07818, equations 9 and 13 to 15. With a conditional G_d the reversed gradient reaches G_y too, through the
+    probabilities beside the features: the concatenation that arXiv 1705.10667 compares its product with. L_u is times
+    its weight.
     """
     f_s, f_t = net.features(x_s, SOURCE), net.features(x_t, TARGET)  # [B, F] each
     z_s = net.label_classifier(f_s).float()  # [B, K]

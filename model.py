@@ -9,7 +9,7 @@ Glossary, symbol of arXiv 1505.07818 -> name here (section):
     lambda_p          lambda_schedule(p)      (5.2.2) 2 / (1 + exp(-10 p)) - 1
     mu_p              learning_rate(p)        (5.2.2) ours is one-cycle with AdamW, see there
     p                 step / total_steps      (5.2.2) training progress, 0..1
-    L_y, L_d          cross-entropies in train.py     (4.1)
+    L_y, L_d          cross-entropies in losses.py     (4.1)
     d_i               SOURCE = 0, TARGET = 1  (4.1)
 """
 
@@ -93,7 +93,7 @@ class DANN(nn.Module):
 
     arch: `small`, ours, takes any image size; `published`, the public implementation's, takes 28x28 only.
     predict_as: the domain whose BatchNorm statistics predict, TARGET, or SOURCE where no target was trained on.
-    conditional: G_d sees the K class probabilities beside the F features, as in Long et al., arXiv 1705.10667.
+    conditional: G_d sees the K class probabilities beside the F features (compared in Long et al., arXiv 1705.10667).
     Raises ValueError for an unknown `arch` or a size that it does not take.
     """
 

@@ -7,6 +7,8 @@ MNIST-M is blended by the recipe of arXiv 1505.07818, section 5.2.4: |b - x| per
 
 import gzip
 import hashlib
+import http.client
+import json
 import os
 import shutil
 import tarfile
@@ -26,6 +28,7 @@ from sklearn.model_selection import train_test_split
 from utils import Progress, UserError
 
 SIDE = 28
+MARKER = "digits.json"
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
@@ -78,9 +81,15 @@ NEEDED = {"mnistm": [*MNIST, BSDS500], "svhn": SVHN, "usps": USPS}
 def find(raw: Path, archive: Archive) -> Path | None:
     """The archive's file anywhere below `raw`; for BSDS500 a folder of its photographs will do as well."""
     found = next((path for path in sorted(raw.rglob(archive.name)) if path.is_file()), None)
-    if found is None and archive is BSDS500:
-        photos = sorted({path.parent for path in raw.rglob("*.jpg")})
-        return photos[0] if photos else None
+    if found is None and archive.name == BSDS500.name:
+        folders = sorted({path.parent for path in raw.rglob("*.jpg")})
+        train = [folder for folder in folders if folder.name == "train"]
+        if len(train or folders) > 1:
+            several = ", ".join(map(str, train or folders))
+            raise UserError(
+                f"--raw {raw} has photographs in several folders ({several}); leave the training ones only."
+            )
+        return next(iter(train or folders), None)
     return found
 
 
@@ -114,10 +123,12 @@ def download(archive: Archive, folder: Path) -> Path:
                     file.write(chunk)
                     progress.update(len(chunk))
             progress.close()
+        if part.stat().st_size < total:
+            raise UserError(by_hand(archive, folder, f"cut after {part.stat().st_size:,} of {total:,} bytes"))
     except urllib.error.HTTPError as error:
         if error.code != 416:  # nothing is left to send: the part is whole
             raise UserError(by_hand(archive, folder, f"the server answers {error.code}")) from error
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise UserError(by_hand(archive, folder, str(getattr(error, "reason", error)))) from error
     try:
         check(part, archive)
@@ -270,13 +281,30 @@ def write_domain(folder: Path, images: Pixels, labels: Labels, seed: int) -> dic
         for split, chosen in rows.items():
             lines = [f"{i:06d}.png,{labels[i]}" for i in chosen]
             (part / f"{split}.csv").write_text("\n".join(["image_name,label", *lines]) + "\n")
+        counts = {split: len(chosen) for split, chosen in rows.items()}
+        (part / MARKER).write_text(json.dumps({"seed": seed, **counts}) + "\n")
         shutil.move(part, folder)
-    return {split: len(chosen) for split, chosen in rows.items()}
+    return counts
+
+
+def standing(folder: Path, seed: int) -> bool:
+    """Whether an earlier call made this domain with the same seed; UserError where something else stands there."""
+    if not folder.exists():
+        return False
+    try:
+        before = json.loads((folder / MARKER).read_text())["seed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{folder} is there already and was not made by this command; delete it or name another --out."
+        ) from None
+    if before != seed:
+        raise UserError(f"{folder} is there already, made with seed {before} and not {seed}; delete it first.")
+    return True
 
 
 def prepare(out: Path, raw: Path | None, domains: list[str], seed: int) -> Iterator[tuple[str, dict[str, int]]]:
     """Make each of the domains in `out` that is not there yet; yields its name and the images of each split."""
-    todo = [domain for domain in domains if not (out / domain).exists()]
+    todo = [domain for domain in domains if not standing(out / domain, seed)]
     if raw is not None and not raw.is_dir():
         raise UserError(f"--raw {raw} is not a folder; name the folder of the archives.")
     files = gather(todo, raw, out / "archives")

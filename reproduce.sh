@@ -59,4 +59,7 @@ for seed in $seeds; do
         fi
     done
 done
+if ls results/*_strong_small_*.json >/dev/null 2>&1; then
+    "$python" report.py --signs results/figures/signs.png
+fi
 "$python" report.py --readme README.md

@@ -121,7 +121,7 @@ def check_same_run(folder: Path, args: argparse.Namespace) -> None:
     """UserError when --resume asks for another run than the folder holds."""
     before, now = read_json(folder / "args.json"), plain_args(args)
     free = IRRELEVANT | ({"val_period"} if args.select == "last" else set())
-    other = [name for name, value in now.items() if name not in free and before.get(name) != value]
+    other = [name for name, value in now.items() if name not in free and (before.get(name) or None) != (value or None)]
     if other:
         names = ", ".join(f"{name} (was {before.get(name)}, is {now[name]})" for name in other)
         raise UserError(

@@ -2,8 +2,8 @@
 
     augmentation   strong random views of source and target images                       augment.views
     neighbours     other digits at the sides of the source's digits, within those views  augment.neighbours
-    adversarial    L_d, the domain loss of DANN, with the gradient reversal              train.adversarial_losses
-    conditional    G_d sees the class probabilities beside the features                  DANN.domain_logits
+    adversarial    L_d, the domain loss of DANN, with the gradient reversal              losses.adversarial_losses
+    conditional    G_d sees the class probabilities beside the features                  losses.adversarial_losses
     teacher        L_u, pseudo-labels of a moving average of the network                 Teacher, pseudo_label_loss
     alignment      pseudo-labels weighted towards the source's class shares              Teacher.label
 

@@ -60,7 +60,11 @@ def read_results(folder: Path) -> Cells:
             without = tuple(args.get("without", ()))
             cells[Cell(args["recipe"], args["arch"], args["train_mode"], args["target_file"], without)].append(result)
     for key, found in cells.items():
-        kinds = [{name: v for name, v in result["args"].items() if name not in VARYING and v} for result in found]
+        kinds = [
+            {name: v for name, v in result["args"].items() if name not in VARYING and v}
+            | {name: result.get(name) for name in ("steps", "parameters", "precision", "device")}
+            for result in found
+        ]
         if any(kind != kinds[0] for kind in kinds):
             raise UserError(
                 f"{folder} has results of {key.recipe} {key.arch} {key.mode} {key.target} whose arguments differ in "
@@ -164,7 +168,8 @@ def ladder_table(cells: Cells) -> list[str]:
     if not any(cell.recipe == "strong" for cell in cells):
         return []
     return [
-        "What each part of recipe `strong` is worth, each row adding to the one above:",
+        "What each part of recipe `strong` is worth, each row adding to the one above. With the teacher comes what "
+        "a run predicts with: its average, and the target's statistics of unaltered images.",
         "",
         f"| | {' | '.join(f'MNIST-M → {target.upper()}' for target in TARGETS)} | seeds |",
         "|---|---|---|---|",
@@ -257,11 +262,12 @@ def speed_table(found: dict[str, Any]) -> list[str]:
     if start := found.get("start"):
         rows.append(
             (
-                "launch to first step",
-                f"{start['launch_to_first_step_seconds']:.1f} s",
+                "launch to the end of a run of one step",
+                f"{start['launch_to_end_of_one_step_seconds']:.1f} s",
                 f"imports {start['import_train_seconds']:.1f} s (torch alone {start['import_torch_seconds']:.1f}), "
-                f"reading {start['images']['labelled']:,} + {start['images']['unlabelled']:,} images "
-                f"{start['read_seconds']:.1f} s, network and step {start['network_and_first_step_seconds']:.1f} s",
+                f"reading {start['images']['labelled']:,} + {start['images']['unlabelled']:,} images and both "
+                f"val sets {start['read_seconds']:.1f} s; the step, two validations and the files "
+                f"{start['measure_and_first_step_seconds']:.1f} s",
             )
         )
         rows.append(
@@ -283,9 +289,10 @@ def speed_table(found: dict[str, Any]) -> list[str]:
             rows.append((f"seconds from launch to {float(mark):g} on USPS val", each, what))
     if not rows:
         return []
-    device = next(part["device"] for part in found.values())
+    devices = " and ".join(sorted({part["device"] for part in found.values()}))
+    repeats = sorted({part["repeats"] for part in found.values()})
     return [
-        f"Speed, medians of {max(part['repeats'] for part in found.values())}, {device}:",
+        f"Speed, medians of {' or '.join(map(str, repeats))}, {devices}:",
         "",
         "| | | |",
         "|---|---|---|",

@@ -235,10 +235,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         args.default_name = False
     if args.run_name in ("", ".", "..") or "/" in args.run_name or os.sep in args.run_name:
         raise UserError(f"--run_name {args.run_name!r} must be a plain folder name; --save_dir says where it goes.")
+    if args.recipe == "strong" and args.arch != "small":
+        raise UserError(
+            f"--recipe strong is for --arch small; the classifiers of {args.arch} would mix the domains' statistics."
+        )
     if args.without and args.recipe != "strong":
         raise UserError(f"--without leaves parts out of --recipe strong; --recipe {args.recipe} has none of them.")
+    foreign = [part for part in args.without if part not in parts_of_mode(args.train_mode)]
+    if foreign:
+        raise UserError(f"--without {foreign[0]}: --train_mode {args.train_mode} has no such part to leave out.")
     args.without = [part for part in PARTS if part in args.without]
     recipe = RECIPES[args.recipe]
+    args.processes = None  # set where there are several
     args.batch_size = args.batch_size or recipe.batch_size
     args.learning_rate = args.learning_rate or recipe.lr
     return args
@@ -332,9 +340,12 @@ def start_run(args: argparse.Namespace, folder: Path, data: Data, device: torch.
 
 def parts_of(args: argparse.Namespace) -> set[str]:
     """Parts of the recipe that the mode has and --without does not name."""
-    parts = set(RECIPES[args.recipe].parts) - set(args.without)
-    modes = {"source": {"augmentation", "neighbours"}, "dann": set(PARTS), "target": {"augmentation"}}
-    return parts & modes[args.train_mode]
+    return set(RECIPES[args.recipe].parts) & parts_of_mode(args.train_mode) - set(args.without)
+
+
+def parts_of_mode(mode: str) -> set[str]:
+    """Parts of strong.py that a mode can have: labels alone need no adaptation, and a target its own surroundings."""
+    return {"source": {"augmentation", "neighbours"}, "dann": set(PARTS), "target": {"augmentation"}}[mode]
 
 
 def train(run: Run, log: RunLog | None, began: float) -> bool:
@@ -367,11 +378,13 @@ def train(run: Run, log: RunLog | None, began: float) -> bool:
             seed_step(args.seed, run.step * ranks.world + ranks.rank)
             x, y = labelled(run.step)
             x_t = unlabelled(run.step)[0] if unlabelled else None
-            with torch.autocast(device.type, run.precision, enabled=run.precision != torch.float32):
+            autocast = torch.autocast(device.type, run.precision, enabled=run.precision != torch.float32)
+            with autocast:
                 pseudo = run.teacher.label(x_t) if run.teacher and x_t is not None else None
-                if "augmentation" in parts:
-                    x = views(x, paste="neighbours" in parts)
-                    x_t = views(x_t, paste=False) if x_t is not None else None
+            if "augmentation" in parts:  # in float32: bfloat16 would round the sampling grid
+                x = views(x, paste="neighbours" in parts)
+                x_t = views(x_t, paste=False) if x_t is not None else None
+            with autocast:
                 losses = losses_of(x, y, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end))
             train_step(run.net, run.optimizer, losses)
             if run.teacher:
@@ -461,7 +474,19 @@ def summary(line: dict[str, Any], total_steps: int) -> str:
         f"lambda {line['lambda']:.2f}  domain acc {shown(line['domain_accuracy'], 2)}  "
         f"val accuracy: source {shown(line['source_val_accuracy'], 4)} "
         f"target {shown(line['target_val_accuracy'], 4)}"
+        f"{label_free(line)}"
     )
+
+
+def label_free(line: dict[str, Any]) -> str:
+    """The signs that need no label, in words; nothing where none was measured."""
+    names = {
+        "information_maximisation": "information",
+        "pseudo_label_coverage": "coverage",
+        "teacher_agreement": "agreement",
+    }
+    words = [f"{word} {line[name]:.2f}" for name, word in names.items() if line.get(name) is not None]
+    return f"  ({', '.join(words)})" if words else ""
 
 
 def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
@@ -480,7 +505,8 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
         "source_val": run.data.source_val,
         "target_val": run.data.target_val,
     }
-    warnings = warnings_of(log.lines, len(run.data.classes), "adversarial" in parts_of(run.args))
+    lines = [line for line in log.lines if line["step"] <= selected["step"]]
+    warnings = warnings_of(lines, len(run.data.classes), "adversarial" in parts_of(run.args))
     for sentence in warnings:
         print(f"warning: {sentence}")
     result = {
@@ -525,10 +551,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
     device = choose_device(args.device)
     with join(device) as ranks:
-        if args.batch_size % ranks.world:
+        if args.batch_size % ranks.world or args.batch_size < 2 * ranks.world:
             raise UserError(
-                f"--batch_size {args.batch_size} cannot be split over {ranks.world} processes; make it a multiple."
+                f"--batch_size {args.batch_size} cannot be split over {ranks.world} processes; make it a multiple, of "
+                "two images a process or more."
             )
+        if ranks.world > 1:
+            args.processes = ranks.world  # another number of them is another run
+            command = command.replace("python", f"torchrun --nproc-per-node {ranks.world}", 1)
         return run_of(args, command, device, ranks, began)
 
 

@@ -146,6 +146,29 @@ def test_a_damaged_archive_is_refused(raw: Path, tmp_path: Path) -> None:
 CONTENT = bytes(range(256)) * 4000
 
 
+def test_an_unpacked_bsds500_gives_its_training_photographs(tmp_path: Path) -> None:
+    for split in ("test", "train", "val"):
+        (tmp_path / "BSDS500" / "images" / split).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "BSDS500" / "images" / split / "1.jpg")
+    found = real_digits.find(tmp_path, real_digits.BSDS500)
+    assert found is not None
+    assert found.name == "train"
+    (tmp_path / "other" / "train").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(tmp_path / "other" / "train" / "1.jpg")
+    with pytest.raises(UserError, match="has photographs in several folders"):
+        real_digits.find(tmp_path, real_digits.BSDS500)
+
+
+def test_a_domain_of_another_making_is_not_taken_for_the_real_one(raw: Path, tmp_path: Path) -> None:
+    flags = ["digits", "--out", str(tmp_path / "out"), "--raw", str(raw), "--only", "usps"]
+    prepare_data.main(flags)
+    with pytest.raises(UserError, match="made with seed 0 and not 1"):
+        prepare_data.main([*flags, "--seed", "1"])
+    (tmp_path / "out" / "usps" / real_digits.MARKER).unlink()
+    with pytest.raises(UserError, match="is there already and was not made by this command"):
+        prepare_data.main(flags)
+
+
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[str | None]]]:
     """A server of CONTENT that answers ranges, and the ranges it was asked for."""
@@ -156,10 +179,11 @@ def server() -> Iterator[tuple[str, list[str | None]]]:
             wanted = self.headers.get("Range")
             asked.append(wanted)
             start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+            stop = len(CONTENT) // 2 if self.path == "/cut.bin" and not wanted else len(CONTENT)
             self.send_response(206 if wanted else 200)
             self.send_header("Content-Length", str(len(CONTENT) - start))
             self.end_headers()
-            self.wfile.write(CONTENT[start:])
+            self.wfile.write(CONTENT[start:stop])
 
         def log_message(self, *args: object) -> None:
             pass
@@ -179,6 +203,17 @@ def test_a_download_goes_on_where_it_was_cut_and_is_checked(
     assert download(archive, tmp_path).read_bytes() == CONTENT
     assert asked == ["bytes=5000-"]
     assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_connection_cut_half_way_keeps_what_has_arrived_for_the_next_try(
+    server: tuple[str, list[str | None]], tmp_path: Path
+) -> None:
+    address, asked = server
+    archive = Archive("cut.bin", address.replace("file.bin", "cut.bin"), hashlib.md5(CONTENT).hexdigest())
+    with pytest.raises(UserError, match=r"cut after 512,000 of 1,024,000 bytes.*what has arrived is kept"):
+        download(archive, tmp_path)
+    assert download(archive, tmp_path).read_bytes() == CONTENT
+    assert asked == [None, "bytes=512000-"]
 
 
 def test_a_download_that_is_not_what_it_should_be_leaves_nothing(

@@ -55,9 +55,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_weights_of_one_never_kille
 ) -> None:
     """Saving takes most of such short steps' time, so that many kills fall into it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    began = time.monotonic()
     subprocess.run(command(small_data, tmp_path / "whole", "--recipe", recipe), check=True, env=environment)
-    seconds = time.monotonic() - began
     rng, kills = random.Random(recipe), 0
     while kills < KILLS:
         more = ["--recipe", recipe] + ["--resume"] * (kills > 0)
@@ -69,7 +67,8 @@ def test_a_run_killed_at_random_moments_ends_with_the_weights_of_one_never_kille
         time.sleep(rng.uniform(0, 0.3))
         process.kill()
         kills += 1
-        if process.wait() == 0:  # it was faster: start over, so that the kills go on
+        assert process.wait() in (0, -9)  # done, or killed: nothing else may end it
+        if process.returncode == 0:  # it was faster: start over, so that the kills go on
             assert load_checkpoint(last)["step"] == 60
             for file in (tmp_path / "cut" / "run").iterdir():
                 file.unlink()
@@ -84,7 +83,6 @@ def test_a_run_killed_at_random_moments_ends_with_the_weights_of_one_never_kille
     assert {path.name for path in (tmp_path / "cut" / "run").iterdir() if not path.name.startswith(".")} == {
         path.name for path in (tmp_path / "whole" / "run").iterdir()
     }
-    assert seconds < 120
 
 
 # Hostile files
