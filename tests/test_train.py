@@ -19,9 +19,10 @@ from conftest import QUICK, same_tensors, write_domain
 import inference
 import losses as losses_module
 import train
-from checkpoint import load_checkpoint
-from dataset import list_split
+from checkpoint import build_network, load_checkpoint
+from dataset import list_split, read_domain
 from losses import adversarial_losses
+from metrics import Answers, predict
 from model import DANN
 from utils import UserError, read_metrics
 
@@ -483,6 +484,30 @@ def test_the_checkpoint_is_picked_as_select_says_and_by_default_not_by_target_la
     assert load_checkpoint(Path(outcome["folder"]) / outcome["checkpoint"])["step"] == step
 
 
+@pytest.mark.parametrize("select", ["last", "source_val"])
+def test_the_proxy_a_distance_is_of_the_selected_checkpoint(
+    select: str, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_accuracies(monkeypatch, SOURCE_ACCURACY, TARGET_ACCURACY)
+    seen: list[Answers | None] = []
+    original = train.domain_distance
+
+    def watching(source: Answers | None, target: Answers | None) -> float | None:
+        seen.append(target)
+        return original(source, target)
+
+    monkeypatch.setattr(train, "domain_distance", watching)
+    more = () if select == "last" else ("--select", select)
+    outcome = run(small_data, tmp_path, "dann", "usps", "--val_period", "3", *more)
+    file = Path(outcome["folder"]) / outcome["checkpoint"]
+    net, classes = build_network(file, load_checkpoint(file), torch.device("cpu"))
+    listing = list_split(small_data, "usps", "val", with_labels=True)
+    assert listing is not None
+    features, _ = predict(net, read_domain(listing, classes, 28, 1).images)
+    assert seen[-1] is not None
+    assert torch.equal(seen[-1].features, features)
+
+
 @pytest.mark.parametrize(("select", "steps"), [("source_val", [6, 9]), ("target_val", [3, 12]), ("last", [9, 12])])
 def test_topk_keeps_the_best_files_and_deletes_the_others(
     select: str, steps: list[int], small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -511,6 +536,11 @@ def test_topk_keeps_the_best_files_and_deletes_the_others(
         (["--arch", "published", "--size", "32"], "--arch published takes images of 28x28, not --size 32"),
         (["--select", "target_val", "--topk", "0"], "--topk 0 keeps no checkpoint for --select target_val"),
         (["--lamda", "3"], "unrecognized arguments: --lamda 3"),
+        (["--recipe", "strong", "--arch", "published"], "--recipe strong is for --arch small"),
+        (
+            ["--train_mode", "target", "--recipe", "strong", "--without", "teacher"],
+            "--without teacher: --train_mode target has no such part to leave out.",
+        ),
     ],
 )
 def test_a_refusal_is_one_sentence_and_leaves_nothing_behind(
