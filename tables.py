@@ -206,8 +206,8 @@ def sign_points(cells: Cells) -> dict[str, dict[str, list[tuple[float, float]]]]
 
 
 def signs_table(cells: Cells) -> list[str]:
-    """How each label-free sign ranks with the true accuracy over the ladder's runs; no table for under five."""
-    if len(ladder_runs(cells)) < 5:
+    """How each label-free sign ranks with the true accuracy over the ladder; no table for under five runs of strong."""
+    if sum(run["args"]["recipe"] == "strong" for run in ladder_runs(cells)) < 5:
         return []
     lines = []
     for sign, by_target in sign_points(cells).items():
