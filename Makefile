@@ -8,7 +8,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo
-TRAIN := $(BIN)/python train.py --data_root $(DEMO)/data --target_file usps --save_dir $(DEMO)/runs --max_steps 400 --resume
+TRAIN := $(BIN)/python train.py --data_root $(DEMO)/data --target_file svhn --save_dir $(DEMO)/runs --max_steps 400 --resume
 
 venv: .venv/installed
 
@@ -24,7 +24,7 @@ demo: venv
 	$(TRAIN) --train_mode source --run_name source
 	$(TRAIN) --train_mode dann --run_name dann
 	$(TRAIN) --train_mode target --run_name target
-	$(BIN)/python inference.py --checkpoint $(DEMO)/runs/dann --test_loc $(DEMO)/data/usps/data --out_path $(DEMO)/predictions
+	$(BIN)/python inference.py --checkpoint $(DEMO)/runs/dann --test_loc $(DEMO)/data/svhn/data --out_path $(DEMO)/predictions
 	$(BIN)/python tsne.py --checkpoint $(DEMO)/runs/source --data_root $(DEMO)/data --out_path $(DEMO)/figures/source
 	$(BIN)/python tsne.py --checkpoint $(DEMO)/runs/dann --data_root $(DEMO)/data --out_path $(DEMO)/figures/dann
 	@echo
