@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import inference
 import train
-from checkpoint import build_network, load_checkpoint
+from checkpoint import build_network, load_checkpoint, weights_only
 from dataset import Domain, list_split, read_images
 from losses import adversarial_losses, train_step
 from metrics import predict
@@ -40,6 +40,7 @@ from model import ARCHITECTURES, DANN, reverse_gradient
 from plots import draw_time_to_accuracy
 from runs import Data
 from utils import (
+    DEVICES,
     SEED,
     Parser,
     RunLog,
@@ -80,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--images", type=bounded(int, 1, 10**7), default=20_000, metavar="N", help="images to predict (20,000)"
     )
     parser.add_argument("--seeds", nargs="+", type=SEED, default=[0, 1, 2], help="of the time to accuracy (0 1 2)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="(default: auto)")
     return parser
 
 
@@ -111,14 +112,18 @@ def synchronise(device: torch.device) -> None:
 # The plain recipe: what a reader would write first
 
 
+def plain_transform() -> Callable[[Image.Image], Tensor]:
+    """What training and prediction of the plain recipe do to an image, one at a time: to [-1, 1]."""
+    from torchvision import transforms
+
+    return transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
+
+
 class PlainDataset(Dataset[tuple[Tensor, int]]):
     """One open, decode and transform an item."""
 
     def __init__(self, paths: list[Path], labels: list[int]) -> None:
-        from torchvision import transforms
-
-        self.paths, self.labels = paths, labels
-        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
+        self.paths, self.labels, self.transform = paths, labels, plain_transform()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -175,12 +180,11 @@ def training_data(data_root: Path) -> Data:
     return Data(data.classes, data.labelled, data.unlabelled, None, None)
 
 
-def loop_rate(data: Data, arch: str, steps: int, device: torch.device, batch_size: int | None = None) -> float:
+def loop_rate(data: Data, arch: str, steps: int, device: torch.device) -> float:
     """Images a second of train.py's own loop, progress, schedules and logging included, once warm."""
-    more = ["--batch_size", str(batch_size)] if batch_size else []
     args = train.parse_args(
         ["--data_root", ".", "--train_mode", "dann", "--target_file", "usps", "--arch", arch, "--max_steps", str(steps)]
-        + ["--val_period", str(steps), "--device", device.type, *more]
+        + ["--val_period", str(steps), "--device", device.type]
     )
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         run = train.start_run(args, Path(folder), data, device)
@@ -311,9 +315,7 @@ def measure_training(args: argparse.Namespace, data: Data, device: torch.device)
 
 def one_by_one(net: DANN, paths: list[Path]) -> float:
     """Images a second of the plain prediction loop: open, transform, forward, one image at a time."""
-    from torchvision import transforms
-
-    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
+    transform = plain_transform()
     net.eval()
     began = time.perf_counter()
     with torch.no_grad():
@@ -339,7 +341,7 @@ def measure_prediction(args: argparse.Namespace, device: torch.device) -> dict[s
             torch.manual_seed(0)
             file = Path(root, f"{arch}.pt")
             net = DANN(10, arch)
-            save_checkpoint(file, untrained_checkpoint(net))
+            save_checkpoint(file, weights_only(net.state_dict(), net.arguments))
             net, _ = build_network(file, load_checkpoint(file), device)
             pixels = read_images(paths, 28)[0]
 
@@ -382,19 +384,6 @@ def measure_prediction(args: argparse.Namespace, device: torch.device) -> dict[s
     return found
 
 
-def untrained_checkpoint(net: DANN) -> dict[str, Any]:
-    """A checkpoint of a network as it is; speed does not ask what the weights know."""
-    return {
-        "model": net.state_dict(),
-        "model_args": net.arguments,
-        "args": {"classes": [str(k) for k in range(10)]},
-        "step": 0,
-        "metrics": {},
-        "versions": {},
-        "resume": None,
-    }
-
-
 # Start-up, memory, growth
 
 
@@ -405,10 +394,11 @@ def seconds_of(code: str) -> float:
     return time.perf_counter() - began
 
 
-def train_command(args: argparse.Namespace, save_dir: str, *more: str) -> list[str]:
+def train_flags(args: argparse.Namespace, save_dir: str, *more: str) -> list[str]:
+    """Arguments of train.py for a `dann` run on USPS."""
     return [
-        *(sys.executable, str(ROOT / "train.py"), "--data_root", str(args.data_root), "--train_mode", "dann"),
-        *("--target_file", "usps", "--save_dir", save_dir, *more),
+        *("--data_root", str(args.data_root), "--train_mode", "dann", "--target_file", "usps"),
+        *("--save_dir", save_dir, *more),
     ]
 
 
@@ -439,7 +429,7 @@ def measure_start(args: argparse.Namespace, device: torch.device) -> dict[str, A
     found: dict[str, list[float]] = {"read": [], "rest": [], "peak": []}
     for _ in range(args.repeats):
         with tempfile.TemporaryDirectory() as folder:
-            flags = train_command(args, folder, "--max_steps", "1", "--device", device.type)[2:]
+            flags = train_flags(args, folder, "--max_steps", "1", "--device", device.type)
             done = subprocess.run(
                 [sys.executable, "-c", LAUNCH, *flags], check=True, cwd=ROOT, capture_output=True, text=True
             )
@@ -501,7 +491,11 @@ def measure_accuracy(args: argparse.Namespace, device: torch.device) -> dict[str
                 device.type,
             ]
             began = time.time()
-            subprocess.run(train_command(args, folder, *more), check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [sys.executable, str(ROOT / "train.py"), *train_flags(args, folder, *more)],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
             lines = read_metrics(Path(folder, "run", "metrics.jsonl"))
             import_seconds = time.time() - began - read_json(Path(folder, "run", "result.json"))["seconds"]
         curves[str(seed)] = [

@@ -149,10 +149,15 @@ def _from_published(path: Path, module: PickledModule) -> dict[str, Any]:
             f"{path} is a pickled module of another architecture than the published one; "
             "use a checkpoint of train.py or of download.sh."
         ) from error
+    return weights_only(state, {"num_classes": num_classes, "arch": "published", "size": 28})
+
+
+def weights_only(state: dict[str, Tensor], model_args: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint of weights of which no run is known; its classes are called 0, 1, 2 ..."""
     return {
         "model": state,
-        "model_args": {"num_classes": num_classes, "arch": "published", "size": 28},
-        "args": {"classes": [str(k) for k in range(num_classes)]},
+        "model_args": model_args,
+        "args": {"classes": [str(k) for k in range(model_args["num_classes"])]},
         "step": 0,
         "metrics": {},
         "versions": {},

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from model import DANN, TARGET, DomainBatchNorm2d
 
 PARTS = ("augmentation", "neighbours", "adversarial", "conditional", "teacher", "alignment")
+TEACHER_SIGNS = ("pseudo_label_coverage", "teacher_agreement")  # label-free: shares of each batch, logged in training
 
 
 def ramp(p: float, end: float) -> float:

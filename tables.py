@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from model import ARCHITECTURES
 from signs import SIGNS
+from strong import TEACHER_SIGNS
 from utils import UserError, read_json, shown
 
 VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers")  # within a cell of a table
@@ -161,12 +163,12 @@ def footnotes(cells: Cells) -> list[str]:
 
 def ladder_table(cells: Cells) -> list[str]:
     """What each part of recipe strong is worth; no table before any of its runs."""
+    if not any(cell.recipe == "strong" for cell in cells):
+        return []
     rows = []
     for words, recipe, mode, without in LADDER:
         found = [cells.get(Cell(recipe, "small", mode, target, without), []) for target in TARGETS]
         rows.append(f"| {words} | {' | '.join(accuracy_cell(results) for results in found)} | {seed_counts(found)} |")
-    if not any(cell.recipe == "strong" for cell in cells):
-        return []
     return [
         "What each part of recipe `strong` is worth, each row adding to the one above. With the teacher comes what "
         "a run predicts with: its average, and the target's statistics of unaltered images.",
@@ -201,7 +203,7 @@ def sign_points(cells: Cells) -> dict[str, dict[str, list[tuple[float, float]]]]
             ]
             for target in TARGETS
         }
-        for sign in ("source_val_accuracy", *SIGNS, "pseudo_label_coverage", "teacher_agreement")
+        for sign in ("source_val_accuracy", *SIGNS, *TEACHER_SIGNS)
     }
 
 
@@ -233,12 +235,15 @@ def speed_tables(folder: Path) -> list[str]:
     return lines
 
 
+def by_network(found: dict[str, Any], part: str) -> list[tuple[str, dict[str, Any]]]:
+    """What a part of the benchmark measured of each network."""
+    return [(arch, found[part][arch]) for arch in ARCHITECTURES if arch in found.get(part, {})]
+
+
 def speed_table(found: dict[str, Any]) -> list[str]:
     """One benchmark json as a table of measure, number, and what it is beside."""
     rows: list[tuple[str, str, str]] = []
-    for arch, m in found.get("training", {}).items():
-        if not isinstance(m, dict) or "times_plain" not in m:
-            continue
+    for arch, m in by_network(found, "training"):
         rows.append(
             (
                 f"training step, `{arch}`",
@@ -248,9 +253,7 @@ def speed_table(found: dict[str, Any]) -> list[str]:
                 "matrix product",
             )
         )
-    for arch, m in found.get("prediction", {}).items():
-        if not isinstance(m, dict) or "times_one_by_one" not in m:
-            continue
+    for arch, m in by_network(found, "prediction"):
         rows.append(
             (
                 f"prediction of {m['images']:,} PNGs, `{arch}`",

@@ -33,7 +33,7 @@ from parallel import Ranks, join
 from plots import draw_curves
 from runs import Data, Run, check_same_run, locked, make_folder, open_folder, plain_args, restore, save_run
 from signs import SIGNS, label_free_signs, warnings_of
-from strong import PARTS, Teacher, ramp
+from strong import PARTS, TEACHER_SIGNS, Teacher, ramp
 from utils import (
     DEVICES,
     PRECISIONS,
@@ -58,7 +58,7 @@ from utils import (
 MODES = ("source", "dann", "target")
 ALONE = Ranks()
 SELECTIONS = ("last", "source_val", "target_val")
-LOGGED = ("L_y", "L_d", "L_u", "domain_accuracy", "pseudo_label_coverage", "teacher_agreement")  # means of the steps
+LOGGED = ("L_y", "L_d", "L_u", "domain_accuracy", *TEACHER_SIGNS)  # means of the steps
 
 
 @dataclass(frozen=True)
@@ -433,6 +433,7 @@ def validate(run: Run, means: dict[str, float], p: float, lambda_p: float, lr: f
     are of the target's val images.
     """
     measure(run)
+    run.measured_step = run.step
     source, target = run.measured["source_val"], run.measured["target_val"]
     signs = label_free_signs(target.probabilities) if target else {}
     return {
@@ -450,13 +451,11 @@ def validate(run: Run, means: dict[str, float], p: float, lambda_p: float, lr: f
 
 
 def measure(run: Run) -> None:
-    """Predict both val sets with the network that predicts, unless that has been done at this step."""
-    if run.measured_step != run.step:
-        run.measured = {
-            "source_val": answers(run.predictor, run.data.source_val, SOURCE),
-            "target_val": answers(run.predictor, run.data.target_val),
-        }
-        run.measured_step = run.step
+    """Predict both val sets with the network that predicts."""
+    run.measured = {
+        "source_val": answers(run.predictor, run.data.source_val, SOURCE),
+        "target_val": answers(run.predictor, run.data.target_val),
+    }
 
 
 def describe(losses: dict[str, Tensor], lambda_p: float, run: Run, mark: float) -> str:
@@ -480,11 +479,7 @@ def summary(line: dict[str, Any], total_steps: int) -> str:
 
 def label_free(line: dict[str, Any]) -> str:
     """The signs that need no label, in words; nothing where none was measured."""
-    names = {
-        "information_maximisation": "information",
-        "pseudo_label_coverage": "coverage",
-        "teacher_agreement": "agreement",
-    }
+    names = {"information_maximisation": "information", **{name: name.split("_")[-1] for name in TEACHER_SIGNS}}
     words = [f"{word} {line[name]:.2f}" for name, word in names.items() if line.get(name) is not None]
     return f"  ({', '.join(words)})" if words else ""
 
@@ -493,9 +488,8 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
     """Measure the selected checkpoint, draw the curves, and write result.json last, as the sign that all is done."""
     name = "last.pt" if run.args.select == "last" else run.kept[0]["name"]
     selected = load_checkpoint(run.folder / name)
-    if run.measured_step != selected["step"]:
+    if run.measured_step != selected["step"]:  # else the last validation was of these weights
         run.predictor.load_state_dict(selected["model"])
-        run.step = selected["step"]
         measure(run)
     after = domain_distance(run.measured["source_val"], run.measured["target_val"])
     draw_curves({run.folder.name: log.lines}, run.folder / "curves.png")
@@ -512,7 +506,7 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
     result = {
         "target_val_accuracy": selected["metrics"]["target_val_accuracy"],
         "source_val_accuracy": selected["metrics"]["source_val_accuracy"],
-        "signs": {name: selected["metrics"].get(name) for name in (*SIGNS, *LOGGED[-2:])},
+        "signs": {name: selected["metrics"].get(name) for name in (*SIGNS, *TEACHER_SIGNS)},
         "proxy_a_distance": {"untrained": run.distance_before, "trained": after},
         "seconds": round(run.seconds_before + time.monotonic() - began, 2),
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
