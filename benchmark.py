@@ -404,16 +404,24 @@ def train_flags(args: argparse.Namespace, save_dir: str, *more: str) -> list[str
 
 LAUNCH = """
 import sys, time, train
-began = time.monotonic()
-data = train.load_data(train.parse_args(sys.argv[1:]))
-read = time.monotonic()
-train.load_data = lambda args: data
+marks = [time.monotonic()]
+
+def marked(inner):
+    def outer(*args, **kwargs):
+        found = inner(*args, **kwargs)
+        marks.append(time.monotonic())
+        return found
+    return outer
+
+train.load_data, train.start_run, train.train_step = map(marked, (train.load_data, train.start_run, train.train_step))
 train.main(sys.argv[1:])
+marks.append(time.monotonic())
 peak = "- 0"
 if sys.platform == "linux":
     peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print("MEASURED", read - began, time.monotonic() - read, int(peak.split()[1]) * 1024)
+print("MEASURED", *(b - a for a, b in zip(marks, marks[1:])), int(peak.split()[1]) * 1024)
 """
+PHASES = ("read_seconds", "untrained_network_measured_seconds", "first_step_seconds", "validation_and_files_seconds")
 
 
 def measure_start(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -426,7 +434,7 @@ def measure_start(args: argparse.Namespace, device: torch.device) -> dict[str, A
         },
         args.repeats,
     )
-    found: dict[str, list[float]] = {"read": [], "rest": [], "peak": []}
+    found: dict[str, list[float]] = {name: [] for name in (*PHASES, "peak")}
     for _ in range(args.repeats):
         with tempfile.TemporaryDirectory() as folder:
             flags = train_flags(args, folder, "--max_steps", "1", "--device", device.type)
@@ -435,16 +443,18 @@ def measure_start(args: argparse.Namespace, device: torch.device) -> dict[str, A
             )
         for name, word in zip(found, done.stdout.split("MEASURED")[1].split(), strict=True):
             found[name].append(float(word))
-    read, rest, peak = (statistics.median(values) for values in found.values())
-    data = training_data(args.data_root)
-    raw = sum(domain.images.numel() for domain in (data.labelled, data.unlabelled) if domain is not None)
     middle = medians(rates)
+    phases = medians({name: found[name] for name in PHASES})
+    peak = statistics.median(found["peak"])
+    data = train.load_data(train.parse_args(train_flags(args, ".")))
+    sets = {"labelled": data.labelled, "unlabelled": data.unlabelled, "source_val": data.source_val}
+    counts = {name: len(domain) for name, domain in {**sets, "target_val": data.target_val}.items() if domain}
+    raw = sum(domain.images.numel() for domain in (data.labelled, data.unlabelled) if domain is not None)
     return {
         **middle,
-        "read_seconds": round(read, 2),
-        "measure_and_first_step_seconds": round(rest, 2),
-        "launch_to_end_of_one_step_seconds": round(middle["import_train_seconds"] + read + rest, 2),
-        "images": {"labelled": len(data.labelled), "unlabelled": len(data.unlabelled or [])},
+        **phases,
+        "launch_to_first_step_seconds": round(middle["import_train_seconds"] + sum(list(phases.values())[:-1]), 2),
+        "images": counts,
         "peak_memory_megabytes": round(peak / 1e6),
         "raw_train_megabytes": round(raw / 1e6),
         "peak_above_raw_megabytes": round((peak - raw) / 1e6),

@@ -1,8 +1,9 @@
 """More than one process: torchrun --nproc-per-node N train.py ... (torch's DistributedDataParallel).
 
 Every rank reads the data and takes its share of each batch; gradients are averaged, so that a step is that of the
-whole batch but for BatchNorm, which sees each rank's share (running statistics are rank 0's, on every device). Rank 0
-alone validates and writes. When one rank fails, torchrun ends the others.
+whole batch. BatchNorm sees the whole batch on CUDA; on the CPU, where the ranks would wait for each other in every
+layer, it sees each rank's share, and the running statistics are rank 0's. Rank 0 alone validates and writes. When one
+rank fails, torchrun ends the others.
 """
 
 import contextlib
@@ -15,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from model import DomainBatchNorm2d
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,10 @@ class Ranks:
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module, with its gradients averaged over the ranks in each backward pass."""
-        return module if self.world == 1 else DistributedDataParallel(module)
+        if self.world == 1:
+            return module
+        on_cuda = any(parameter.is_cuda for parameter in module.parameters())
+        return DistributedDataParallel(synced(module) if on_cuda else module)
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is up on any rank; every rank must ask."""
@@ -48,6 +54,14 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+
+def synced(module: nn.Module) -> nn.Module:
+    """The module, its BatchNorm layers set to normalise by the batch of all ranks."""
+    for layer in module.modules():
+        if isinstance(layer, DomainBatchNorm2d):
+            layer.synced = True
+    return nn.SyncBatchNorm.convert_sync_batchnorm(module)  # those of torch: in the classifiers of `published`
 
 
 @contextlib.contextmanager

@@ -250,7 +250,8 @@ def speed_table(found: dict[str, Any]) -> list[str]:
                 f"{m['images_per_second']:,.0f} images/s",
                 f"{m['times_plain']:.1f} times the plain recipe, {m['share_of_bare']:.2f} of the bare step, "
                 f"which reaches {m['share_of_matrix_rate']:.2f} of the {m['matrix_gflops']:,.0f} GFLOP/s of a large "
-                "matrix product",
+                f"matrix product; its operations and bytes at this machine's rates allow "
+                f"{m['floor_images_per_second']:,}",
             )
         )
     for arch, m in by_network(found, "prediction"):
@@ -265,12 +266,12 @@ def speed_table(found: dict[str, Any]) -> list[str]:
     if start := found.get("start"):
         rows.append(
             (
-                "launch to the end of a run of one step",
-                f"{start['launch_to_end_of_one_step_seconds']:.1f} s",
+                "launch to the end of the first training step",
+                f"{start['launch_to_first_step_seconds']:.1f} s",
                 f"imports {start['import_train_seconds']:.1f} s (torch alone {start['import_torch_seconds']:.1f}), "
-                f"reading {start['images']['labelled']:,} + {start['images']['unlabelled']:,} images and both "
-                f"val sets {start['read_seconds']:.1f} s; the step, two validations and the files "
-                f"{start['measure_and_first_step_seconds']:.1f} s",
+                f"reading {sum(start['images'].values()):,} PNGs {start['read_seconds']:.1f} s, "
+                f"proxy A-distance of the untrained network {start['untrained_network_measured_seconds']:.1f} s, "
+                f"the step {start['first_step_seconds']:.1f} s",
             )
         )
         rows.append(
