@@ -17,11 +17,15 @@ def uniform(like: Tensor, low: float, high: float, *shape: int) -> Tensor:
     return torch.rand(len(like), *shape, device=like.device).mul_(high - low).add_(low)
 
 
-def affine(x: Tensor, degrees: float, scale: float, stretch: float, shear: float, shift: float) -> Tensor:
-    """Rotate, scale, stretch, shear and shift each image; what comes in at the border mirrors the image.
+def warp(
+    x: Tensor, degrees: float, scale: float, stretch: float, shear: float, shift: float, bend: float = 0.0
+) -> Tensor:
+    """Rotate, scale, stretch, shear, shift and bend each image; what comes in at the border mirrors the image.
 
     degrees: rotation in [-degrees, degrees]. scale: size times exp(u), |u| <= scale; stretch: width over height times
     exp(2u), |u| <= stretch. shear: horizontal slant in [-shear, shear]. shift: in [-shift, shift] of the half side.
+    bend: elastic distortion, in [-bend, bend] of the half side at each of 4x4 places and smooth between them. Source:
+    Simard et al. 2003, "Best practices for convolutional neural networks".
     """
     angle = uniform(x, -1, 1).mul(math.radians(degrees))
     size, ratio = uniform(x, -scale, scale), uniform(x, -stretch, stretch)
@@ -33,8 +37,18 @@ def affine(x: Tensor, degrees: float, scale: float, stretch: float, shear: float
         torch.stack([inverse_h * sin, inverse_h * (slant * sin + cos)], 1),
     ]
     theta = torch.cat([torch.stack(rows, 1), uniform(x, -shift, shift, 2, 1)], 2)  # [B, 2, 3]
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)  # [B, H, W, 2]
+    if bend:
+        across, down = (cubic(side, x.device) for side in (x.shape[3], x.shape[2]))
+        field = down @ uniform(x, -bend, bend, 2, 4, 4) @ across.T  # [B, 2, H, W]
+        grid = grid + field.permute(0, 2, 3, 1)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def cubic(side: int, device: torch.device) -> Tensor:
+    """Weights [side, 4] of bicubic interpolation between 4 values, the first and the last at the borders."""
+    identity = torch.eye(4, device=device)[None, None]
+    return F.interpolate(identity, size=(side, 4), mode="bicubic", align_corners=True)[0, 0]
 
 
 def neighbours(x: Tensor, reach: float = 0.25, share: float = 0.7) -> Tensor:
@@ -106,7 +120,7 @@ def cut_out(x: Tensor, largest: float = 0.4) -> Tensor:
 def views(x: Tensor, paste: bool) -> Tensor:
     """Strong random views of images uint8 or float [B, 3, H, W] -> float32 [B, 3, H, W]; `paste`: with neighbours."""
     x = x.to(torch.float32)
-    x = affine(x, degrees=12, scale=0.3, stretch=0.15, shear=0.3, shift=0.15)
+    x = warp(x, degrees=12, scale=0.3, stretch=0.15, shear=0.3, shift=0.15, bend=0.12)
     if paste:
         x = neighbours(x)
     return cut_out(noise(blur(recolour(x))))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import augment
-from augment import affine, blur, cut_out, neighbours, noise, recolour, views
+from augment import blur, cubic, cut_out, neighbours, noise, recolour, views, warp
 
 
 def digits(count: int = 32, size: int = 28) -> torch.Tensor:
@@ -16,9 +16,9 @@ def digits(count: int = 32, size: int = 28) -> torch.Tensor:
     return (number + column / 100).expand(count, 3, size, size).contiguous()
 
 
-def test_an_affine_view_without_any_range_is_the_image() -> None:
+def test_a_warp_without_any_range_is_the_image() -> None:
     x = torch.rand(4, 3, 28, 28) * 255
-    torch.testing.assert_close(affine(x, 0, 0, 0, 0, 0), x, rtol=0, atol=1e-2)
+    torch.testing.assert_close(warp(x, 0, 0, 0, 0, 0), x, rtol=0, atol=1e-2)
 
 
 def test_rotation_scale_and_shift_stay_within_their_ranges() -> None:
@@ -29,7 +29,7 @@ def test_rotation_scale_and_shift_stay_within_their_ranges() -> None:
 
     def places(**ranges: float) -> tuple[torch.Tensor, torch.Tensor]:
         all_ranges = {"degrees": 0.0, "scale": 0.0, "stretch": 0.0, "shear": 0.0, "shift": 0.0, **ranges}
-        y = affine(x, **all_ranges).flatten(1)
+        y = warp(x, **all_ranges).flatten(1)
         assert (y.sum(1) > 0.2).all()
         at = torch.arange(41 * 41)
         across = (y * (at % 41 - 20)).sum(1) / y.sum(1)
@@ -50,6 +50,23 @@ def test_rotation_scale_and_shift_stay_within_their_ranges() -> None:
     assert down.abs().max() < 0.2 * 20.5 + 0.5
     across, down = places(shear=0.5)
     assert (across - 10).abs().max() < 0.5  # a slant leaves the middle row in its place
+
+
+def test_bending_moves_each_place_by_no_more_than_its_range_and_neighbours_nearly_alike() -> None:
+    """A dot that the field carries away lands within the range; a straight line becomes a smooth curve."""
+    torch.manual_seed(0)
+    x = torch.zeros(100, 1, 41, 41)
+    x[:, :, :, 20] = 1.0  # an upright line
+    y = warp(x, 0, 0, 0, 0, 0, bend=0.2)
+    column = torch.arange(41.0)
+    across = (y * column).sum(3) / y.sum(3).clamp(min=1e-6) - 20  # [B, 1, H]: where the line now is in each row
+    inner = across[:, 0, 5:36]
+    assert inner.abs().max() < 0.2 * 20.5 * 1.6  # bicubic interpolation overshoots
+    assert inner.std(1).mean() > 0.5  # bent, not only shifted
+    assert inner.diff(dim=1).abs().max() < 1.5  # smoothly
+    weights = cubic(41, x.device)
+    torch.testing.assert_close(weights.sum(1), torch.ones(41))
+    torch.testing.assert_close(weights[[0, -1]], torch.eye(4)[[0, -1]], rtol=0, atol=1e-6)
 
 
 def test_neighbours_come_in_at_the_sides_only() -> None:
