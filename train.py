@@ -78,7 +78,7 @@ class Recipe:
 
 RECIPES = {
     "paper": Recipe({"source": 1000, "dann": 1800, "target": 1000}, 128, 4e-3, 0.01, 0.2),
-    "strong": Recipe({"source": 2000, "dann": 3000, "target": 2000}, 128, 2e-3, 0.05, 0.1, PARTS),
+    "strong": Recipe({"source": 4000, "dann": 4000, "target": 2000}, 128, 2e-3, 0.05, 0.1, PARTS),
 }
 
 
