@@ -30,7 +30,7 @@ from losses import Step, train_step
 from metrics import answers, domain_distance, share_right
 from model import ARCHITECTURES, DANN, SOURCE, TARGET, lambda_schedule, learning_rate
 from parallel import Ranks, join
-from plots import draw_curves
+from plots import draw_confusion, draw_curves, draw_mistakes
 from runs import Data, Run, check_same_run, locked, make_folder, open_folder, plain_args, restore, save_run
 from signs import SIGNS, label_free_signs, warnings_of
 from strong import PARTS, TEACHER_SIGNS, Teacher, ramp
@@ -51,6 +51,7 @@ from utils import (
     run_script,
     seed_step,
     shown,
+    summary_writer,
     versions,
     write_json,
 )
@@ -209,6 +210,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="checkpoints kept beside last.pt: the K "
         "best by --select, with `last` the K latest (default: 1, with `last` 0)",
     )
+    run.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write the numbers of metrics.jsonl for TensorBoard too, into tensorboard/ of the run folder",
+    )
     return parser
 
 
@@ -223,6 +229,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         raise UserError(f"--arch published takes images of 28x28, not --size {args.size}; use --arch small.")
     if args.select == "source_val" and args.train_mode == "target":
         raise UserError("--select source_val needs a source, which --train_mode target does not read; use last.")
+    if args.tensorboard:
+        summary_writer()  # refused here where the package is missing
     if args.topk is None:
         args.topk = 0 if args.select == "last" else 1
     if args.topk == 0 and args.select != "last":
@@ -493,6 +501,7 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
         measure(run)
     after = domain_distance(run.measured["source_val"], run.measured["target_val"])
     draw_curves({run.folder.name: log.lines}, run.folder / "curves.png")
+    draw_answers(run)
     sizes = {
         "labelled_train": run.data.labelled,
         "unlabelled_train": run.data.unlabelled,
@@ -529,6 +538,18 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
     }
     write_json(run.folder / "result.json", result)
     return result
+
+
+def draw_answers(run: Run) -> None:
+    """Draw confusion.png and mistakes.png of the target's val set, or of the source's in a run without a target."""
+    for key, name in (("target_val", run.args.target_file), ("source_val", run.args.source_file)):
+        found, data = run.measured[key], getattr(run.data, key)
+        if found and data.labels is not None:
+            labels, p = data.labels.numpy(), found.probabilities.numpy()
+            title = f"{run.folder.name}: {name} val, n = {len(data):,}, accuracy {shown(found.accuracy)}"
+            draw_confusion(labels, p.argmax(1), run.data.classes, title, run.folder / "confusion.png")
+            draw_mistakes(data.images.numpy(), labels, p, run.data.classes, title, run.folder / "mistakes.png")
+            return
 
 
 def resume_command(run: Run, command: str) -> str:
@@ -573,7 +594,7 @@ def run_of(args: argparse.Namespace, command: str, device: torch.device, ranks: 
     with locked(folder):
         run = start_run(args, folder, data, device, ranks)
         ranks.from_main(None)
-        with contextlib.closing(RunLog(folder / "metrics.jsonl", run.step)) as log:
+        with contextlib.closing(RunLog(folder / "metrics.jsonl", run.step, args.tensorboard)) as log:
             done = train(run, log, began)
         if not done:
             print(f"stopped at step {run.step} of {run.total_steps}; go on with:")
