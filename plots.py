@@ -139,14 +139,16 @@ def draw_mistakes(
     wrong = np.flatnonzero(answers != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
     columns, rows = 8, -(-max(1, len(worst)) // 8)
-    figure, axes = plt.subplots(rows, columns, figsize=(10, 0.7 + 1.6 * rows), layout="constrained", squeeze=False)
-    for panel in axes.flat:
-        panel.set_axis_off()
-    for panel, i in zip(axes.flat, worst, strict=False):
-        panel.imshow(images[i])
+    figure, axes = plt.subplots(figsize=(10, 0.7 + 1.65 * rows), layout="constrained")
+    for place, i in enumerate(worst):  # one pair of axes for all: 40 take four times as long
+        row, column = divmod(place, columns)
+        axes.imshow(images[i], extent=(column + 0.04, column + 0.96, 1.32 * row + 1.22, 1.32 * row + 0.3))
         label, answer = (shorter(classes[k]) for k in (labels[i], answers[i]))
         between = ", " if len(label + answer) < 8 else "\n"
-        panel.set_title(f"{label} as {answer}{between}{confidence[i]:.2f}", fontsize=8)
+        text = f"{label} as {answer}{between}{confidence[i]:.2f}"
+        axes.text(column + 0.5, 1.32 * row + 0.28, text, fontsize=8, ha="center", va="bottom")
+    axes.set(xlim=(0, columns), ylim=(1.32 * rows, 0), aspect="equal")
+    axes.set_axis_off()
     words = f"the {len(worst)} surest of {len(wrong)} mistakes: label as answer, confidence"
     figure.suptitle(f"{title}\n{words if len(wrong) else 'no mistake'}", fontsize=9)
     save_figure(figure, path)
