@@ -1,18 +1,21 @@
 """Make the data folders that train.py reads.
 
     python prepare_data.py demo --out demo
-    python prepare_data.py digits --out data/digits      (the real ones: see prepare_data.py digits --help)
+    python prepare_data.py digits --out data/digits
 
-`demo` needs no network: it builds three small domains out of what scikit-learn and matplotlib carry, the 1,797
-handwritten 8x8 digits, two photographs and a set of fonts.
+`digits` fetches the real ones: see prepare_data.py digits --help. `demo` needs
+no network: it builds three small domains out of what scikit-learn and
+matplotlib carry, the 1,797 handwritten 8x8 digits, two photographs and fonts.
 
-    mnistm   handwritten digits blended into photo patches, pixel = |b - x|        RGB         4480 train   800 val
-    usps     other handwritten digits, plain, filling the frame                    greyscale    697 train   300 val
-    svhn     rendered street numbers with their neighbours, blurred, noisy         RGB         2000 train   500 val
+    mnistm   handwritten digits in photo patches, |b - x|   4480 train   800 val
+    usps     other handwritten digits, plain, greyscale      697 train   300 val
+    svhn     rendered street numbers, blurred, noisy        2000 train   500 val
 
-Expect about 15 seconds on one core and 35 MB on disk. The same seed gives the same bytes. No handwritten sample stands
-in two splits or in two domains, and the patches of val come from another region of the photographs than those of train.
-It is a stand-in to try the commands on; its accuracies say nothing about the real MNIST-M, USPS and SVHN.
+Expect about 15 seconds on one core and 35 MB on disk. The same seed gives the
+same bytes. No handwritten sample stands in two splits or in two domains, and
+the patches of val come from another region of the photographs than those of
+train. It is a stand-in to try the commands on; its accuracies say nothing about
+the real MNIST-M, USPS and SVHN.
 """
 
 import argparse
@@ -435,7 +438,13 @@ def build_parser() -> argparse.ArgumentParser:
     digits = commands.add_parser("digits", help="the real digits, from their public archives", description=real_doc)
     digits.add_argument("--out", type=Path, required=True, help="folder that gets mnistm/, svhn/ and usps/")
     digits.add_argument("--raw", type=Path, metavar="DIR", help="use the archives in this folder, download none")
-    digits.add_argument("--only", nargs="+", choices=tuple(NEEDED), help="make these domains (default: all)")
+    digits.add_argument(
+        "--only",
+        nargs="+",
+        choices=tuple(NEEDED),
+        metavar="DOMAIN",
+        help=f"make these: {', '.join(NEEDED)} (default: all)",
+    )
     digits.add_argument("--sample", action="store_true", help="make the rows and the split behind the README's tables")
     digits.add_argument("--seed", type=SEED, help="of the split and of the patches (default: 0)")
     digits.set_defaults(run=run_digits)
