@@ -19,7 +19,16 @@ from typing import Any
 
 from checkpoint import load_checkpoint
 from plots import draw_curves, draw_signs
-from tables import accuracy_table, footnotes, ladder_table, read_results, sign_points, signs_table, speed_tables
+from tables import (
+    accuracy_table,
+    evidence_table,
+    footnotes,
+    ladder_table,
+    read_results,
+    sign_points,
+    signs_table,
+    speed_tables,
+)
 from utils import (
     Parser,
     UserError,
@@ -35,6 +44,7 @@ from utils import (
 RESULTS = Path(__file__).resolve().parent / "results"
 SHIPPED = Path(__file__).resolve().parent / "checkpoint"
 BEGIN, END = "<!-- results: begin, by report.py -->", "<!-- results: end -->"
+EVIDENCE_BEGIN, EVIDENCE_END = "<!-- evidence: begin, by report.py -->", "<!-- evidence: end -->"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,7 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PNG",
         help="figure of the runs' curves (default: comparison.png beside the first run)",
     )
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="rewrite the tables of this README")
+    parser.add_argument(
+        "--readme", type=Path, metavar="FILE", help="rewrite the tables of this page, README.md or ADAPTATION.md"
+    )
     parser.add_argument("--check", action="store_true", help="with --readme: change nothing, fail when it would change")
     parser.add_argument("--add", type=Path, metavar="RUN", help="copy the result of a finished run into results/")
     parser.add_argument("--ship", type=Path, metavar="RUN", help="put a finished run's checkpoint into checkpoint/")
@@ -129,13 +141,31 @@ def render(folder: Path = RESULTS) -> str:
     return "\n".join([BEGIN, *"\n\n".join("\n".join(lines) for lines in sections if lines).splitlines(), END])
 
 
-def updated(readme: str, block: str, name: str) -> str:
-    """README text with the block between its markers replaced; UserError without the markers."""
-    before, found, rest = readme.partition(BEGIN)
-    _, closed, after = rest.partition(END)
+def render_evidence(folder: Path = RESULTS) -> str:
+    """What stands between the markers of ADAPTATION.md."""
+    shipped = []
+    for file in sorted(SHIPPED.glob("dann_*.pt")):
+        checkpoint = load_checkpoint(file)
+        line = checkpoint["metrics"]
+        if line.get("L_d") is not None:
+            shipped.append(
+                f"`{file.name}` ({checkpoint['args']['recipe']}) {line['L_d']:.3f}, domain accuracy "
+                f"{line['domain_accuracy']:.2f}"
+            )
+    ends = f"Domain loss at the end of the shipped checkpoints' runs: {'; '.join(shipped) or 'not known'}."
+    return "\n".join([EVIDENCE_BEGIN, *evidence_table(folder), "", ends, EVIDENCE_END])
+
+
+def updated(readme: str, name: str) -> str:
+    """README text with the block between its markers made anew; UserError without markers."""
+    begin, end, block = (
+        (EVIDENCE_BEGIN, EVIDENCE_END, render_evidence) if EVIDENCE_BEGIN in readme else (BEGIN, END, render)
+    )
+    before, found, rest = readme.partition(begin)
+    _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise UserError(f"{name} has no markers {BEGIN} ... {END}; put them where the table belongs.")
-    return before + block + after
+        raise UserError(f"{name} has no markers {begin} ... {end}; put them where the table belongs.")
+    return before + block() + after
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -171,7 +201,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if not args.readme.is_file():
             raise UserError(f"--readme {args.readme} does not exist.")
         old = args.readme.read_text(encoding="utf-8")
-        new = updated(old, render(), str(args.readme))
+        new = updated(old, str(args.readme))
         outcome["changed"] = new != old
         if args.check and outcome["changed"]:
             raise UserError(

@@ -1,0 +1,111 @@
+"""What ADAPTATION.md says is what the runs in results/ say."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import report
+import tables
+from checkpoint import load_checkpoint
+from utils import read_json
+
+PROJECT = Path(report.__file__).parent
+PAGE = PROJECT / "ADAPTATION.md"
+PATTERNS = dict(tables.EVIDENCE)
+
+
+def runs(words: str, target: str) -> list[dict[str, Any]]:
+    """Results of a row of the page's table."""
+    return [read_json(file) for file in sorted((PROJECT / "results").glob(PATTERNS[words].format(target) + ".json"))]
+
+
+def accuracy(words: str, target: str) -> float:
+    return statistics.mean(result["target_val_accuracy"] for result in runs(words, target))
+
+
+def distances(words: str, target: str) -> list[float]:
+    return [result["proxy_a_distance"]["trained"] for result in runs(words, target)]
+
+
+def test_the_page_states_what_results_hold() -> None:
+    assert report.main(["--readme", str(PAGE), "--check"])["changed"] is False
+
+
+@pytest.mark.parametrize("target", tables.TARGETS)
+def test_the_distance_is_near_2_before_and_low_after_adaptation_and_accuracy_rises(target: str) -> None:
+    assert min(distances("`source`", target)) > 1.8
+    assert max(distances("`dann`, lambda to 0.2 (default)", target)) < 0.6
+    assert accuracy("`dann`, lambda to 0.2 (default)", target) > accuracy("`source`", target)
+
+
+def test_the_published_network_aligned_nothing_on_usps_and_did_worse_than_source() -> None:
+    assert min(distances("`dann`, network `published`", "usps")) > 1.8
+    assert accuracy("`dann`, network `published`", "usps") < accuracy("`source`", "usps")
+    worst = min(result["target_val_accuracy"] for result in runs("`dann`, network `published`", "usps"))
+    assert worst < accuracy("`dann`, network `published`", "usps") - 0.1
+
+
+@pytest.mark.parametrize("target", tables.TARGETS)
+def test_information_orders_the_rows_as_accuracy_does(target: str) -> None:
+    rows = []
+    for words in ("`source`", "`dann`, lambda to 0.2 (default)", "`dann`, network `published`"):
+        signs = [result.get("signs", result).get("information_maximisation") for result in runs(words, target)]
+        known = [value for value in signs if value is not None]
+        if known:
+            rows.append((statistics.mean(known), accuracy(words, target)))
+    assert len(rows) == 3
+    assert sorted(rows) == sorted(rows, key=lambda row: row[1])
+
+
+def test_source_accuracy_hardly_differs_where_target_accuracy_does() -> None:
+    for target in tables.TARGETS:
+        plain, adapted = (
+            statistics.mean(result["source_val_accuracy"] for result in runs(words, target))
+            for words in ("`source`", "`dann`, lambda to 0.2 (default)")
+        )
+        assert abs(plain - adapted) < 0.01
+        assert accuracy("`dann`, lambda to 0.2 (default)", target) - accuracy("`source`", target) > 0.03
+
+
+def test_adaptation_gains_less_than_is_left_to_gain_where_source_starts_low() -> None:
+    left = {target: 1 - accuracy("`dann`, lambda to 0.2 (default)", target) for target in tables.TARGETS}
+    assert left["svhn"] > 5 * left["usps"]
+    assert accuracy("`source`", "svhn") < accuracy("`source`", "usps")
+
+
+def test_the_shipped_checkpoints_ended_near_but_below_ln_2() -> None:
+    shipped = [load_checkpoint(file)["metrics"] for file in sorted((PROJECT / "checkpoint").glob("dann_*.pt"))]
+    assert len(shipped) == 2
+    assert all(0.6 < line["L_d"] < 0.6932 for line in shipped)
+    block = report.render_evidence()
+    assert all(f"{line['L_d']:.3f}" in block for line in shipped)
+
+
+@pytest.mark.parametrize("target", tables.TARGETS)
+def test_too_weak_and_too_strong_a_lambda_are_both_worse(target: str) -> None:
+    if not runs("`dann`, lambda to 1", target):
+        pytest.skip("results/adaptation has no such runs yet")
+    best = accuracy("`dann`, lambda to 0.2 (default)", target)
+    assert accuracy("`dann`, lambda to 1", target) < best
+    assert accuracy("`dann`, lambda to 0.02", target) < best
+
+
+def test_shifted_shares_cost_what_alignment_gained() -> None:
+    if not runs("`dann`, shifted shares", "usps"):
+        pytest.skip("results/adaptation has no such runs yet")
+    gain = accuracy("`dann`, lambda to 0.2 (default)", "usps") - accuracy("`source`", "usps")
+    assert accuracy("`dann`, shifted shares", "usps") - accuracy("`source`, shifted shares", "usps") < gain
+
+
+def test_a_row_appears_with_its_results_and_says_how_many_measured_what(tmp_path: Path) -> None:
+    (tmp_path / "adaptation").mkdir()
+    result = {"target_val_accuracy": 0.5, "source_val_accuracy": 0.9, "proxy_a_distance": {"trained": None}}
+    for seed, extra in enumerate(({"losses": {"L_d": 0.6}}, {})):
+        report.write_json(tmp_path / "adaptation" / f"dann_usps_lambda1_seed{seed}.json", result | extra)
+    (row,) = tables.evidence_table(tmp_path)[2:]
+    assert row.startswith(
+        "| `dann`, lambda to 1 | USPS | 0.500 ± 0.000 (worst 0.500) | 0.900 ± 0.000 | - | 0.600 (of 1)"
+    )
+    assert row.endswith("| - | 2 |")
