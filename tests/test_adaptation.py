@@ -1,14 +1,22 @@
 """What ADAPTATION.md says is what the runs in results/ say."""
 
+import os
+import shlex
+import shutil
 import statistics
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from conftest import write_domain
 
 import report
 import tables
+import train
 from checkpoint import load_checkpoint
+from dataset import list_split
 from utils import read_json
 
 PROJECT = Path(report.__file__).parent
@@ -97,6 +105,39 @@ def test_shifted_shares_cost_what_alignment_gained() -> None:
         pytest.skip("results/adaptation has no such runs yet")
     gain = accuracy("`dann`, lambda to 0.2 (default)", "usps") - accuracy("`source`", "usps")
     assert accuracy("`dann`, shifted shares", "usps") - accuracy("`source`, shifted shares", "usps") < gain
+
+
+STAND_IN = """#!/usr/bin/env bash
+[ "$1" = train.py ] || exit 0
+echo "${*:2}" >> commands.txt
+while [ "$1" != --run_name ]; do shift; done
+mkdir -p "runs/reproduce/$2"
+echo "{}" > "runs/reproduce/$2/result.json"
+"""
+
+
+def test_reproduce_makes_the_runs_behind_the_page_from_data_with_shifted_shares(tmp_path: Path) -> None:
+    """With a stand-in for python: which runs, on what data, and none of them twice."""
+    shutil.copy(PROJECT / "reproduce.sh", tmp_path)
+    (tmp_path / "python").write_text(STAND_IN)
+    (tmp_path / "python").chmod(0o755)
+    for domain in ("mnistm", "usps"):
+        write_domain(tmp_path / "data" / domain, {"train": 200, "val": 50})
+    for _ in range(2):
+        command = ["bash", "reproduce.sh", "data", "0", "adaptation"]
+        subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "PYTHON": str(tmp_path / "python")})
+    made = sorted(file.stem for file in (tmp_path / "results" / "adaptation").glob("*.json"))
+    wanted = [pattern.removeprefix("adaptation/") for pattern in PATTERNS.values() if "adaptation/" in pattern]
+    names = {wish.format(target).replace("*", "0") for wish in wanted for target in tables.TARGETS}
+    assert set(made) == {name for name in names if "svhn_shifted" not in name}
+    commands = [shlex.split(line) for line in (tmp_path / "commands.txt").read_text().splitlines()]
+    assert len(commands) == len(made)
+    for words in commands:
+        train.parse_args(words)
+    labels = pd.read_csv(tmp_path / "runs" / "shifted" / "usps" / "train.csv").label.value_counts()
+    assert labels[[0, 1, 2, 3, 4]].tolist() == [20] * 5
+    assert labels.drop([0, 1, 2, 3, 4]).sum() < 25
+    assert list_split(tmp_path / "runs" / "shifted", "usps", "train", with_labels=True) is not None
 
 
 def test_a_row_appears_with_its_results_and_says_how_many_measured_what(tmp_path: Path) -> None:
