@@ -77,11 +77,12 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         middle.axhline(np.log(2), color="#999999", linewidth=0.8, linestyle=":")
         right.axhline(0.5, color="#999999", linewidth=0.8, linestyle=":")
         middle.text(
-            0.01,
+            0.99,
             np.log(2),
             "ln 2: domains not told apart",
             fontsize=7,
             color="#666666",
+            ha="right",
             va="bottom",
             transform=middle.get_yaxis_transform(),
             clip_on=True,
@@ -149,7 +150,8 @@ def draw_mistakes(
         axes.text(column + 0.5, 1.32 * row + 0.28, text, fontsize=8, ha="center", va="bottom")
     axes.set(xlim=(0, columns), ylim=(1.32 * rows, 0), aspect="equal")
     axes.set_axis_off()
-    words = f"the {len(worst)} surest of {len(wrong)} mistakes: label as answer, confidence"
+    which = f"the {len(worst)} surest of" if len(worst) < len(wrong) else "all"
+    words = f"{which} {len(wrong)} mistakes: label as answer, confidence"
     figure.suptitle(f"{title}\n{words if len(wrong) else 'no mistake'}", fontsize=9)
     save_figure(figure, path)
 
