@@ -1,10 +1,12 @@
-"""Measure speed and cost on this machine, beside the plain recipe, and write results/benchmark-<device>.json.
+"""Measure speed and cost on this machine, beside the plain recipe.
 
     python benchmark.py --data_root data/digits
 
-Nothing else should run meanwhile. About 15 minutes on 2 cores, 6 of them for the time to accuracy; --parts runs some
-of it: training, prediction, start, growth, accuracy. Parts that are not run keep what the file says of them. What is
-compared alternates within one run; every number is a median over --repeats.
+Writes results/benchmark-<device>.json. Nothing else should run meanwhile. About
+15 minutes on 2 cores, 6 of them for the time to accuracy; --parts runs some of
+it: training, prediction, start, growth, accuracy. Parts that are not run keep
+what the file says of them. What is compared alternates within one run; every
+number is a median over --repeats.
 """
 
 import argparse
@@ -70,7 +72,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=ROOT / "results", metavar="DIR", help="folder of the json (results)"
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        metavar="PART",
+        help=f"what to measure: {', '.join(PARTS)} (default: all)",
+    )
     parser.add_argument(
         "--repeats", type=bounded(int, 1, 1000), default=5, metavar="N", help="of every measurement (default: 5)"
     )

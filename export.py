@@ -1,11 +1,13 @@
-"""Write a trained network as one file that runs without this repository, preprocessing included.
+"""Write a trained network as one file that runs without this repository.
 
     python export.py --checkpoint runs/dann_usps_paper_seed0 --out_path usps.pt2
 
-In: images uint8 [B, 3, size, size]. Out: class probabilities float32 [B, K]. The ending names the format: .pt2 for
-torch.export (`torch.export.load(path).module()`; the class names lie in its extra file classes.json), .onnx for ONNX,
-which needs `pip install onnx onnxscript onnxruntime`. What was written is loaded again and compared with the network
-before it takes its name.
+Preprocessing is inside. In: images uint8 [B, 3, size, size]. Out: class
+probabilities float32 [B, K]. The ending names the format: .pt2 for torch.export
+(`torch.export.load(path).module()`; the class names lie in its extra file
+classes.json), .onnx for ONNX, which needs `pip install onnx onnxscript
+onnxruntime`. What was written is loaded again and compared with the network,
+to 1e-4 of a probability, before it takes its name.
 """
 
 import argparse

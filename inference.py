@@ -1,11 +1,13 @@
 """Label a folder of images with a trained checkpoint and write a CSV.
 
-    python inference.py --checkpoint runs/dann_usps_paper_seed0 --test_loc digits/usps --out_path predictions
+    python inference.py --checkpoint runs/dann_usps_paper_seed0 \\
+        --test_loc digits/usps --out_path predictions
 
-Writes predictions/pred.csv with the columns image_name,label, sorted by name, image_name relative to --test_loc.
-An unreadable image is named and left out, the rest is labelled, and the exit code is then 1. Ends with the answers by
-class, the mean confidence, and a warning where the images look unlike the target of the training. Reads checkpoints
-of train.py and those of download.sh.
+Writes predictions/pred.csv with the columns image_name,label, sorted by name,
+image_name relative to --test_loc. An unreadable image is named and left out,
+the rest is labelled, and the exit code is then 1. Ends with the answers by
+class, the mean confidence, and a warning where the images look unlike the
+target of the training. Reads checkpoints of train.py and those of download.sh.
 """
 
 import argparse

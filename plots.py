@@ -14,6 +14,8 @@ from matplotlib.lines import Line2D
 
 from utils import atomic_path
 
+plt.rcParams["text.parse_math"] = False  # a class may be called $5
+
 # Paul Tol's "muted" set and grey; for two domains blue and orange of Okabe and Ito.
 CLASS_COLOURS = [
     "#332288",
@@ -29,6 +31,7 @@ CLASS_COLOURS = [
 ]
 DOMAIN_COLOURS = ["#0072B2", "#E69F00"]
 DOMAIN_MARKERS = ["o", "^"]
+MISTAKES = 40  # most confident wrong answers in one picture
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -74,15 +77,18 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         middle.axhline(np.log(2), color="#999999", linewidth=0.8, linestyle=":")
         right.axhline(0.5, color="#999999", linewidth=0.8, linestyle=":")
         middle.text(
-            0.01,
+            0.99,
             np.log(2),
             "ln 2: domains not told apart",
             fontsize=7,
             color="#666666",
+            ha="right",
             va="bottom",
             transform=middle.get_yaxis_transform(),
             clip_on=True,
         )
+    else:
+        right.text(0.5, 0.5, "no domain loss in this mode", ha="center", color="#666666", transform=right.transAxes)
     for axes, title in ((left, "accuracy"), (middle, "losses (mean since the last validation)"), (right, "adversary")):
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
@@ -94,6 +100,65 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
             axes.legend(fontsize=8)
     figure.suptitle(", ".join(runs) if len(runs) < 4 else f"{len(runs)} runs", fontsize=10)
     save_figure(figure, path)
+
+
+def draw_confusion(labels: np.ndarray, answers: np.ndarray, classes: list[str], title: str, path: Path) -> None:
+    """Draw how often each class was answered as each: rows are labels, columns answers, shades shares of a row.
+
+    labels, answers: class indices [N].
+    """
+    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(counts, (labels, answers), 1)
+    shares = counts / counts.sum(1, keepdims=True).clip(1)
+    side = min(14.0, 3 + 0.45 * len(classes))
+    figure, axes = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= 25:  # more would not be legible
+        for row, column in zip(*counts.nonzero(), strict=True):
+            dark = shares[row, column] > 0.5
+            axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=8,
+                      color="white" if dark else "black")  # fmt: skip
+    step = max(1, len(classes) // 40)
+    names = [f"{name} ({count})" for name, count in zip(classes, counts.sum(1), strict=True)]
+    ticks = range(0, len(classes), step)
+    axes.set_xticks(ticks, classes[::step], rotation=90 if max(map(len, classes)) > 3 else 0)
+    axes.set_yticks(ticks, names[::step])
+    axes.set(xlabel="answer", ylabel="label (images)")
+    axes.set_title(title, fontsize=9, wrap=True)
+    figure.colorbar(picture, ax=axes, label="share of the label's images", shrink=0.8)
+    save_figure(figure, path)
+
+
+def draw_mistakes(
+    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: list[str], title: str, path: Path
+) -> None:
+    """Draw the 40 wrong answers that were given with most confidence, the surest first.
+
+    images uint8 [N, H, W, 3], labels: class indices [N], probabilities [N, K].
+    """
+    answers, confidence = probabilities.argmax(1), probabilities.max(1)
+    wrong = np.flatnonzero(answers != labels)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
+    columns, rows = 8, -(-max(1, len(worst)) // 8)
+    figure, axes = plt.subplots(figsize=(10, 0.7 + 1.65 * rows), layout="constrained")
+    for place, i in enumerate(worst):  # one pair of axes for all: 40 take four times as long
+        row, column = divmod(place, columns)
+        axes.imshow(images[i], extent=(column + 0.04, column + 0.96, 1.32 * row + 1.22, 1.32 * row + 0.3))
+        label, answer = (shorter(classes[k]) for k in (labels[i], answers[i]))
+        between = ", " if len(label + answer) < 8 else "\n"
+        text = f"{label} as {answer}{between}{confidence[i]:.2f}"
+        axes.text(column + 0.5, 1.32 * row + 0.28, text, fontsize=8, ha="center", va="bottom")
+    axes.set(xlim=(0, columns), ylim=(1.32 * rows, 0), aspect="equal")
+    axes.set_axis_off()
+    which = f"the {len(worst)} surest of" if len(worst) < len(wrong) else "all"
+    words = f"{which} {len(wrong)} mistakes: label as answer, confidence"
+    figure.suptitle(f"{title}\n{words if len(wrong) else 'no mistake'}", fontsize=9)
+    save_figure(figure, path)
+
+
+def shorter(name: str, limit: int = 8) -> str:
+    """A class's name, cut where it would run into its neighbour's."""
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
 def draw_time_to_accuracy(

@@ -1,18 +1,21 @@
 """Make the data folders that train.py reads.
 
     python prepare_data.py demo --out demo
-    python prepare_data.py digits --out data/digits      (the real ones: see prepare_data.py digits --help)
+    python prepare_data.py digits --out data/digits
 
-`demo` needs no network: it builds three small domains out of what scikit-learn and matplotlib carry, the 1,797
-handwritten 8x8 digits, two photographs and a set of fonts.
+`digits` fetches the real ones: see prepare_data.py digits --help. `demo` needs
+no network: it builds three small domains out of what scikit-learn and
+matplotlib carry, the 1,797 handwritten 8x8 digits, two photographs and fonts.
 
-    mnistm   handwritten digits blended into photo patches, pixel = |b - x|        RGB         4480 train   800 val
-    usps     other handwritten digits, plain, filling the frame                    greyscale    697 train   300 val
-    svhn     rendered street numbers with their neighbours, blurred, noisy         RGB         2000 train   500 val
+    mnistm   handwritten digits in photo patches, |b - x|   4480 train   800 val
+    usps     other handwritten digits, plain, greyscale      697 train   300 val
+    svhn     rendered street numbers, blurred, noisy        2000 train   500 val
 
-Expect about 15 seconds on one core and 35 MB on disk. The same seed gives the same bytes. No handwritten sample stands
-in two splits or in two domains, and the patches of val come from another region of the photographs than those of train.
-It is a stand-in to try the commands on; its accuracies say nothing about the real MNIST-M, USPS and SVHN.
+Expect about 15 seconds on one core and 35 MB on disk. The same seed gives the
+same bytes. No handwritten sample stands in two splits or in two domains, and
+the patches of val come from another region of the photographs than those of
+train. It is a stand-in to try the commands on; its accuracies say nothing about
+the real MNIST-M, USPS and SVHN.
 """
 
 import argparse
@@ -31,8 +34,9 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from real_digits import READERS, prepare
+from real_digits import NEEDED, pooled, prepare
 from real_digits import __doc__ as real_doc
+from sample_digits import sampled
 from utils import SEED, Parser, UserError, bounded, run_script
 
 SPLITS = ("train", "val")
@@ -404,14 +408,20 @@ def run_demo(args: argparse.Namespace) -> dict:
 
 def run_digits(args: argparse.Namespace) -> dict:
     """Make the real domains that are not there yet."""
-    domains = list(args.only or READERS)
+    if args.sample and args.seed is not None:
+        raise UserError("--sample has a split of its own; leave out --seed.")
+    settings = {"sample": True} if args.sample else {"seed": args.seed or 0}
+    domains = list(args.only or NEEDED)
+    sources = {domain: sampled(domain) if args.sample else pooled(domain, args.seed or 0) for domain in domains}
     made = {}
-    for domain, counts in prepare(args.out, args.raw, domains, args.seed):
+    for domain, counts, doubt in prepare(args.out, args.raw, sources, settings):
         made[domain] = counts
         print(f"{domain}: " + ", ".join(f"{count} {split}" for split, count in counts.items()), flush=True)
+        if doubt:
+            print(f"warning: {doubt}", flush=True)
     for domain in [domain for domain in domains if domain not in made]:
         print(f"{domain}: is there already")
-    return {"out": str(args.out), "seed": args.seed, "domains": made}
+    return {"out": str(args.out), **settings, "domains": made}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -428,8 +438,15 @@ def build_parser() -> argparse.ArgumentParser:
     digits = commands.add_parser("digits", help="the real digits, from their public archives", description=real_doc)
     digits.add_argument("--out", type=Path, required=True, help="folder that gets mnistm/, svhn/ and usps/")
     digits.add_argument("--raw", type=Path, metavar="DIR", help="use the archives in this folder, download none")
-    digits.add_argument("--only", nargs="+", choices=tuple(READERS), help="make these domains (default: all)")
-    digits.add_argument("--seed", type=SEED, default=0, help="of the split and of the patches (default: 0)")
+    digits.add_argument(
+        "--only",
+        nargs="+",
+        choices=tuple(NEEDED),
+        metavar="DOMAIN",
+        help=f"make these: {', '.join(NEEDED)} (default: all)",
+    )
+    digits.add_argument("--sample", action="store_true", help="make the rows and the split behind the README's tables")
+    digits.add_argument("--seed", type=SEED, help="of the split and of the patches (default: 0)")
     digits.set_defaults(run=run_digits)
     return parser
 

@@ -1,8 +1,20 @@
-"""The real digits from their public archives: download, read, blend MNIST-M, split. Used by prepare_data.py digits.
+"""The real digits from their public archives: download, read, blend MNIST-M.
 
-The pool of a domain is its published train and test set together, split 64/16/20 into train, val and test by the seed.
-MNIST-M is blended by the recipe of arXiv 1505.07818, section 5.2.4: |b - x| per channel, x an MNIST digit, b a random
-28x28 patch of a BSDS500 photograph. Licences: see README; SVHN is for non-commercial use.
+    python prepare_data.py digits --out data/digits
+    python prepare_data.py digits --out data/sample --sample
+
+The pool of a domain is its published train and test set together, split
+64/16/20 into train, val and test by the seed, as the published numbers had it.
+MNIST-M is blended by the recipe of arXiv 1505.07818, section 5.2.4: |b - x| per
+channel, x an MNIST digit, b a random 28x28 patch of a BSDS500 photograph.
+
+--sample makes the rows and the split behind the README's tables instead: the
+59,001 released MNIST-M training images, the 7,291 of USPS, the first 1,083 of
+SVHN.
+
+Downloads (about 340 MB without --sample) are kept in OUT/archives, go on where
+they were cut, and are checked. A domain that is there already is kept.
+Licences: see README; SVHN is for non-commercial use.
 """
 
 import gzip
@@ -19,6 +31,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +48,7 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Archive:
-    """A public file: its name, where it is fetched, and the MD5 of its content (gzip unpacked), where one is known."""
+    """A public file: its name, where it is fetched, and its MD5, where one is known (of MNIST's: unpacked)."""
 
     name: str
     address: str
@@ -55,7 +68,7 @@ MNIST = [
 BSDS500 = Archive(
     "BSR_bsds500.tgz",
     "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/BSR/BSR_bsds500.tgz",
-    None,
+    "0b17383ff0b21fe43d2f28e624203169",
     bytes=70_763_455,
 )
 SVHN = [
@@ -73,6 +86,21 @@ USPS = [
     )
 ]
 NEEDED = {"mnistm": [*MNIST, BSDS500], "svhn": SVHN, "usps": USPS}
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a domain is made: the archives it needs, their reading, its split, and the digits of a file name.
+
+    read: files by archive name -> images uint8 [N, 28, 28] or [N, 28, 28, 3] and labels int64 [N]. split: labels ->
+    rows by split name. doubt: images, labels -> a sentence where they are not what they should be, or None.
+    """
+
+    archives: list[Archive]
+    read: Callable[[dict[str, Path]], tuple[Pixels, Labels]]
+    split: Callable[[Labels], dict[str, Labels]]
+    digits: int = 6
+    doubt: Callable[[Pixels, Labels], str | None] = lambda images, labels: None
 
 
 # Fetching
@@ -99,7 +127,7 @@ def check(path: Path, archive: Archive) -> None:
         return
     try:
         content = path.read_bytes()
-        content = gzip.decompress(content) if archive.name.endswith(".gz") else content
+        content = gzip.decompress(content) if archive.name.endswith("-ubyte.gz") else content
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and fetch {archive.address} again.") from error
     wrong_md5 = archive.md5 is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != archive.md5
@@ -146,12 +174,11 @@ def by_hand(archive: Archive, folder: Path, why: str) -> str:
     )
 
 
-def gather(domains: list[str], raw: Path | None, downloads: Path) -> dict[str, Path]:
-    """The file of each archive that the domains need, by name: from `raw`, or downloaded into `downloads`.
+def gather(archives: list[Archive], raw: Path | None, downloads: Path) -> dict[str, Path]:
+    """The file of each archive, by name: from `raw`, or downloaded into `downloads`.
 
     Raises UserError that names every file missing from `raw`, with the address where it can be had.
     """
-    archives = [archive for domain in domains for archive in NEEDED[domain]]
     if raw is not None:
         found = {archive.name: find(raw, archive) for archive in archives}
         missing = [f"{archive.name} ({archive.address})" for archive in archives if found[archive.name] is None]
@@ -214,40 +241,45 @@ def resized(images: Pixels, filter_: Image.Resampling) -> Pixels:
     return np.stack([np.asarray(Image.fromarray(image).resize((SIDE, SIDE), filter_)) for image in images])
 
 
+FILTERS = {"svhn": Image.Resampling.BICUBIC, "usps": Image.Resampling.BILINEAR}
+
+
 def read_mnistm(files: dict[str, Path], seed: int) -> tuple[Pixels, Labels]:
+    """MNIST-M, built: train and test of MNIST, blended by the seed."""
     images, labels = (np.concatenate([read_idx(files[MNIST[i].name]) for i in which]) for which in ((0, 2), (1, 3)))
     return blend(images, read_photos(files[BSDS500.name]), seed), labels.astype(np.int64)
 
 
-def read_svhn(files: dict[str, Path], seed: int) -> tuple[Pixels, Labels]:
+def read_svhn(files: dict[str, Path], splits: tuple[str, ...] = ("train", "test")) -> tuple[Pixels, Labels]:
+    """SVHN's cropped digits at their 32x32."""
     from torchvision import datasets
 
-    parts = [
-        datasets.SVHN(str(files[archive.name].parent), split)
-        for archive, split in zip(SVHN, ("train", "test"), strict=True)
-    ]
+    folders = {archive.name.split("_")[0]: str(files[archive.name].parent) for archive in SVHN if archive.name in files}
+    parts = [datasets.SVHN(folders[split], split) for split in splits]
     images = np.concatenate([part.data for part in parts]).transpose(0, 2, 3, 1)  # [N, 32, 32, 3]
-    labels = np.concatenate([part.labels for part in parts])
-    return resized(images, Image.Resampling.BICUBIC), labels.astype(np.int64)
+    return images, np.concatenate([part.labels for part in parts]).astype(np.int64)
 
 
-def read_usps(files: dict[str, Path], seed: int) -> tuple[Pixels, Labels]:
+def read_usps(files: dict[str, Path], splits: tuple[bool, ...] = (True, False)) -> tuple[Pixels, Labels]:
+    """USPS at its 16x16; `splits`: train, test."""
     from torchvision import datasets
 
-    parts = [
-        datasets.USPS(str(files[archive.name].parent), train)
-        for archive, train in zip(USPS, (True, False), strict=True)
-    ]
+    folders = dict(zip((True, False), (files.get(archive.name) for archive in USPS), strict=True))
+    parts = [datasets.USPS(str(folder.parent), train) for train in splits if (folder := folders[train])]
     images = np.concatenate([part.data for part in parts])  # [N, 16, 16]
-    labels = np.concatenate([part.targets for part in parts])
-    return resized(images, Image.Resampling.BILINEAR), labels.astype(np.int64)
+    return images, np.concatenate([part.targets for part in parts]).astype(np.int64)
 
 
-READERS: dict[str, Callable[[dict[str, Path], int], tuple[Pixels, Labels]]] = {
-    "mnistm": read_mnistm,
-    "svhn": read_svhn,
-    "usps": read_usps,
-}
+def pooled(domain: str, seed: int) -> Source:
+    """A domain as the published numbers had it: train and test pooled, split by the seed."""
+
+    def read(files: dict[str, Path]) -> tuple[Pixels, Labels]:
+        if domain == "mnistm":
+            return read_mnistm(files, seed)
+        images, labels = read_svhn(files) if domain == "svhn" else read_usps(files)
+        return resized(images, FILTERS[domain]), labels
+
+    return Source(NEEDED[domain], read, lambda labels: split_rows(len(labels), seed))
 
 
 # Writing
@@ -260,9 +292,10 @@ def split_rows(count: int, seed: int) -> dict[str, npt.NDArray[np.int64]]:
     return {"train": np.sort(train), "val": np.sort(val), "test": np.sort(test)}
 
 
-def write_domain(folder: Path, images: Pixels, labels: Labels, seed: int) -> dict[str, int]:
-    """Write PNGs and the three CSVs of a domain, whole or not at all; returns the images of each split."""
-    rows = split_rows(len(images), seed)
+def write_domain(
+    folder: Path, images: Pixels, labels: Labels, rows: dict[str, Labels], digits: int, settings: dict[str, Any]
+) -> dict[str, int]:
+    """Write PNGs and a CSV a split, whole or not at all; returns the images of each split."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
         part = Path(made, folder.name)
         (part / "data").mkdir(parents=True)
@@ -271,7 +304,7 @@ def write_domain(folder: Path, images: Pixels, labels: Labels, seed: int) -> dic
         def write_chunk(start: int) -> int:
             stop = min(start + 1000, len(images))
             for i in range(start, stop):
-                Image.fromarray(images[i]).save(part / "data" / f"{i:06d}.png", compress_level=1)
+                Image.fromarray(images[i]).save(part / "data" / f"{i:0{digits}d}.png", compress_level=1)
             return stop - start
 
         with ThreadPoolExecutor() as pool:
@@ -279,36 +312,47 @@ def write_domain(folder: Path, images: Pixels, labels: Labels, seed: int) -> dic
                 progress.update(count)
         progress.close()
         for split, chosen in rows.items():
-            lines = [f"{i:06d}.png,{labels[i]}" for i in chosen]
+            lines = [f"{i:0{digits}d}.png,{labels[i]}" for i in chosen]
             (part / f"{split}.csv").write_text("\n".join(["image_name,label", *lines]) + "\n")
         counts = {split: len(chosen) for split, chosen in rows.items()}
-        (part / MARKER).write_text(json.dumps({"seed": seed, **counts}) + "\n")
+        (part / MARKER).write_text(json.dumps({**settings, **counts}) + "\n")
         shutil.move(part, folder)
     return counts
 
 
-def standing(folder: Path, seed: int) -> bool:
-    """Whether an earlier call made this domain with the same seed; UserError where something else stands there."""
+def standing(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether an earlier call made this domain with the same settings; UserError where something else stands there."""
     if not folder.exists():
         return False
     try:
-        before = json.loads((folder / MARKER).read_text())["seed"]
+        marker = json.loads((folder / MARKER).read_text())
+        before = {key: marker[key] for key in ("seed", "sample") if key in marker}
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{folder} is there already and was not made by this command; delete it or name another --out."
-        ) from None
-    if before != seed:
-        raise UserError(f"{folder} is there already, made with seed {before} and not {seed}; delete it first.")
+        before = {}
+    if not before:
+        raise UserError(f"{folder} is there already and was not made by this command; delete it or name another --out.")
+    if before != settings:
+        how, now = ("--sample" if found.get("sample") else f"seed {found['seed']}" for found in (before, settings))
+        raise UserError(f"{folder} is there already, made with {how} and not {now}; delete it or name another --out.")
     return True
 
 
-def prepare(out: Path, raw: Path | None, domains: list[str], seed: int) -> Iterator[tuple[str, dict[str, int]]]:
-    """Make each of the domains in `out` that is not there yet; yields its name and the images of each split."""
-    todo = [domain for domain in domains if not standing(out / domain, seed)]
+def prepare(
+    out: Path, raw: Path | None, sources: dict[str, Source], settings: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, int], str | None]]:
+    """Make each of the domains in `out` that is not there yet; yields its name, the images of each split, and a doubt.
+
+    settings: {"seed": N} or {"sample": True}, kept beside the domain.
+    """
+    todo = [domain for domain in sources if not standing(out / domain, settings)]
     if raw is not None and not raw.is_dir():
         raise UserError(f"--raw {raw} is not a folder; name the folder of the archives.")
-    files = gather(todo, raw, out / "archives")
+    archives = [archive for domain in todo for archive in sources[domain].archives]
+    files = gather(archives, raw, out / "archives")
     out.mkdir(parents=True, exist_ok=True)
     for domain in todo:
-        images, labels = READERS[domain](files, seed)
-        yield domain, write_domain(out / domain, images, labels, seed)
+        source = sources[domain]
+        images, labels = source.read(files)
+        doubt = source.doubt(images, labels)
+        rows = source.split(labels)
+        yield domain, write_domain(out / domain, images, labels, rows, source.digits, settings), doubt

@@ -1,14 +1,16 @@
 """Compare runs, and rebuild the README's tables from results/*.json.
 
-    python report.py runs/source_usps_paper_seed0 runs/dann_usps_paper_seed0 [--out_path curves.png]
+    python report.py runs/source_usps_paper_seed0 runs/dann_usps_paper_seed0
     python report.py --readme README.md
     python report.py --add runs/dann_usps_paper_seed0
     python report.py --ship runs/dann_usps_paper_seed0
 
-The first prints a table of the runs named, with the arguments in which they differ, and draws their curves into one
-figure where --out_path is given. The second rewrites what stands between the README's `results` markers; --check only
-says whether it would change. The third copies a finished run's result.json to results/<run name>.json; the
-fourth writes what predicts of its checkpoint to checkpoint/<mode>_<target>.pt, with the result beside it.
+The first prints a table of the runs named, with the arguments in which they
+differ, and draws their curves into one figure, comparison.png beside the first
+run or --out_path. The second rewrites what stands between the README's markers;
+--check only says whether it would change. The third copies a finished run's
+result.json to results/<run name>.json; the fourth writes what predicts of its
+checkpoint to checkpoint/<mode>_<target>.pt, with the result beside it.
 """
 
 import argparse
@@ -17,7 +19,16 @@ from typing import Any
 
 from checkpoint import load_checkpoint
 from plots import draw_curves, draw_signs
-from tables import accuracy_table, footnotes, ladder_table, read_results, sign_points, signs_table, speed_tables
+from tables import (
+    accuracy_table,
+    evidence_table,
+    footnotes,
+    ladder_table,
+    read_results,
+    sign_points,
+    signs_table,
+    speed_tables,
+)
 from utils import (
     Parser,
     UserError,
@@ -33,13 +44,21 @@ from utils import (
 RESULTS = Path(__file__).resolve().parent / "results"
 SHIPPED = Path(__file__).resolve().parent / "checkpoint"
 BEGIN, END = "<!-- results: begin, by report.py -->", "<!-- results: end -->"
+EVIDENCE_BEGIN, EVIDENCE_END = "<!-- evidence: begin, by report.py -->", "<!-- evidence: end -->"
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders to compare")
-    parser.add_argument("--out_path", type=Path, metavar="PNG", help="draw the curves of the runs into this figure")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="rewrite the tables of this README")
+    parser.add_argument(
+        "--out_path",
+        type=Path,
+        metavar="PNG",
+        help="figure of the runs' curves (default: comparison.png beside the first run)",
+    )
+    parser.add_argument(
+        "--readme", type=Path, metavar="FILE", help="rewrite the tables of this page, README.md or ADAPTATION.md"
+    )
     parser.add_argument("--check", action="store_true", help="with --readme: change nothing, fail when it would change")
     parser.add_argument("--add", type=Path, metavar="RUN", help="copy the result of a finished run into results/")
     parser.add_argument("--ship", type=Path, metavar="RUN", help="put a finished run's checkpoint into checkpoint/")
@@ -73,15 +92,19 @@ def align(rows: list[list[str]]) -> str:
     )
 
 
+def run_names(runs: list[Path]) -> dict[str, Path]:
+    """Runs by their folder's name, by their whole path where two folders have the same name."""
+    folders = [run.resolve().name for run in runs]
+    return {name if folders.count(name) == 1 else str(run): run for name, run in zip(folders, runs, strict=True)}
+
+
 def compare(runs: list[Path]) -> str:
     """Table of runs: accuracies, proxy A-distance, time, and the arguments in which they differ."""
     results = {}
-    for run in runs:
+    for name, run in run_names(runs).items():
         if not (run / "result.json").is_file():
             raise UserError(f"{run} has no result.json; name a finished run folder, or go on in it with --resume.")
-        results[run.name if sum(other.name == run.name for other in runs) == 1 else str(run)] = read_json(
-            run / "result.json"
-        )
+        results[name] = read_json(run / "result.json")
     every = [result["args"] for result in results.values()]
     names = sorted(set().union(*every) - {"run_name", "save_dir"})
     differing = [name for name in names if len({str(args.get(name)) for args in every}) > 1]
@@ -118,13 +141,31 @@ def render(folder: Path = RESULTS) -> str:
     return "\n".join([BEGIN, *"\n\n".join("\n".join(lines) for lines in sections if lines).splitlines(), END])
 
 
-def updated(readme: str, block: str, name: str) -> str:
-    """README text with the block between its markers replaced; UserError without the markers."""
-    before, found, rest = readme.partition(BEGIN)
-    _, closed, after = rest.partition(END)
+def render_evidence(folder: Path = RESULTS) -> str:
+    """What stands between the markers of ADAPTATION.md."""
+    shipped = []
+    for file in sorted(SHIPPED.glob("dann_*.pt")):
+        checkpoint = load_checkpoint(file)
+        line = checkpoint["metrics"]
+        if line.get("L_d") is not None:
+            shipped.append(
+                f"`{file.name}` ({checkpoint['args']['recipe']}) {line['L_d']:.3f}, domain accuracy "
+                f"{line['domain_accuracy']:.2f}"
+            )
+    ends = f"Domain loss at the end of the shipped checkpoints' runs: {'; '.join(shipped) or 'not known'}."
+    return "\n".join([EVIDENCE_BEGIN, *evidence_table(folder), "", ends, EVIDENCE_END])
+
+
+def updated(readme: str, name: str) -> str:
+    """README text with the block between its markers made anew; UserError without markers."""
+    begin, end, block = (
+        (EVIDENCE_BEGIN, EVIDENCE_END, render_evidence) if EVIDENCE_BEGIN in readme else (BEGIN, END, render)
+    )
+    before, found, rest = readme.partition(begin)
+    _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise UserError(f"{name} has no markers {BEGIN} ... {END}; put them where the table belongs.")
-    return before + block + after
+        raise UserError(f"{name} has no markers {begin} ... {end}; put them where the table belongs.")
+    return before + block() + after
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -146,9 +187,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.runs:
         outcome["table"] = compare(args.runs)
         print(outcome["table"])
-        if args.out_path:
-            draw_curves({run.name: read_metrics(run / "metrics.jsonl") for run in args.runs}, args.out_path)
-            print(args.out_path)
+        figure = args.out_path or args.runs[0].resolve().parent / "comparison.png"
+        names = run_names(args.runs)
+        draw_curves({name: read_metrics(run / "metrics.jsonl") for name, run in names.items()}, figure)
+        print(figure)
     if args.signs:
         points = sign_points(read_results(RESULTS))
         if not any(pairs for by_target in points.values() for pairs in by_target.values()):
@@ -159,7 +201,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if not args.readme.is_file():
             raise UserError(f"--readme {args.readme} does not exist.")
         old = args.readme.read_text(encoding="utf-8")
-        new = updated(old, render(), str(args.readme))
+        new = updated(old, str(args.readme))
         outcome["changed"] = new != old
         if args.check and outcome["changed"]:
             raise UserError(

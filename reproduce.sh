@@ -3,12 +3,12 @@
 #
 #     bash reproduce.sh DATA_ROOT [SEEDS [PART ...]]
 #
-# DATA_ROOT is absolute or relative to the project's folder. SEEDS: "0 1 2" by default. PART: paper, strong, ladder; all
-# by default. One run at a time, each 1 to 10 minutes on 2 cores. Stop it whenever you like: the next call goes on in the
+# DATA_ROOT is absolute or relative to the project's folder. SEEDS: "0 1 2" by default. PART: paper, strong, ladder; these
+# by default, and adaptation, the runs that only ADAPTATION.md needs (21 of them, about 80 minutes). One run at a time, each 1 to 10 minutes on 2 cores. Stop it whenever you like: the next call goes on in the
 # run that was cut, and skips those that are done. To measure a cell again, delete its results/*.json.
 
 set -euo pipefail
-usage='usage: bash reproduce.sh DATA_ROOT [SEEDS [paper|strong|ladder ...]]'
+usage='usage: bash reproduce.sh DATA_ROOT [SEEDS [paper|strong|ladder|adaptation ...]]'
 data_root=${1:?$usage}
 seeds=${2:-0 1 2}
 parts=" ${*:3} "
@@ -28,6 +28,25 @@ cell() {   # cell RECIPE ARCH MODE TARGET SEED [PART-LEFT-OUT ...]
     "$python" train.py --data_root "$data_root" --train_mode "$3" --target_file "$4" --recipe "$1" --arch "$2" --seed "$5" \
         --save_dir "$runs" --run_name "$name" --resume ${without[@]+"${without[@]}"}
     "$python" report.py --add "$runs/$name"
+}
+
+extra() {   # extra NAME FLAG ...: a run behind ADAPTATION.md
+    if [ -f "results/adaptation/$1.json" ]; then return; fi
+    "$python" train.py --save_dir "$runs" --run_name "$1" --resume "${@:2}"
+    mkdir -p results/adaptation
+    cp "$runs/$1/result.json" "results/adaptation/$1.json.part"
+    mv "results/adaptation/$1.json.part" "results/adaptation/$1.json"
+}
+
+shifted_shares() {   # runs/shifted: mnistm as it is, and of the usps digits 5 to 9 every tenth
+    local home
+    home=$(cd "$data_root" && pwd)
+    mkdir -p runs/shifted/usps
+    ln -sfn "$home/mnistm" runs/shifted/mnistm
+    ln -sfn "$home/usps/data" runs/shifted/usps/data
+    for split in train val; do
+        awk -F, 'FNR == 1 || $2 < 5 || $1 ~ /0\.png$/' "$home/usps/$split.csv" > "runs/shifted/usps/$split.csv"
+    done
 }
 
 has() { [[ "$parts" == *" $1 "* ]]; }
@@ -59,7 +78,25 @@ for seed in $seeds; do
         fi
     done
 done
+if has adaptation; then
+    shifted_shares
+    for seed in $seeds; do
+        for target in usps svhn; do
+            for lambda in 0.02 1; do
+                extra "dann_${target}_lambda${lambda}_seed$seed" --data_root "$data_root" --train_mode dann \
+                    --target_file "$target" --lambda_max "$lambda" --seed "$seed"
+            done
+        done
+        for mode in source dann; do
+            extra "${mode}_usps_shifted_seed$seed" --data_root runs/shifted --train_mode "$mode" \
+                --target_file usps --seed "$seed"
+        done
+        extra "strong_usps_shifted_seed$seed" --data_root runs/shifted --train_mode dann --target_file usps \
+            --recipe strong --seed "$seed"
+    done
+fi
 if ls results/*_strong_small_*.json >/dev/null 2>&1; then
     "$python" report.py --signs results/figures/signs.png
 fi
 "$python" report.py --readme README.md
+"$python" report.py --readme ADAPTATION.md

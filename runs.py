@@ -114,7 +114,7 @@ def plain_args(args: argparse.Namespace) -> dict[str, Any]:
 
 
 # May differ when a run is gone on with. When it validates does not touch the weights, only what --select chooses from.
-IRRELEVANT = {"num_workers", "save_dir", "data_root", "run_name", "device"}
+IRRELEVANT = {"num_workers", "save_dir", "data_root", "run_name", "device", "tensorboard"}
 
 
 def check_same_run(folder: Path, args: argparse.Namespace) -> None:

@@ -227,6 +227,51 @@ def signs_table(cells: Cells) -> list[str]:
     ]
 
 
+# What ADAPTATION.md shows: words, and the names of the runs in results/ with a place for the target.
+EVIDENCE = [
+    ("`source`", "source_{}_paper_small_seed*"),
+    ("`dann`, lambda to 0.02", "adaptation/dann_{}_lambda0.02_seed*"),
+    ("`dann`, lambda to 0.2 (default)", "dann_{}_paper_small_seed*"),
+    ("`dann`, lambda to 1", "adaptation/dann_{}_lambda1_seed*"),
+    ("`dann`, network `published`", "dann_{}_paper_published_seed*"),
+    ("`source`, shifted shares", "adaptation/source_{}_shifted_seed*"),
+    ("`dann`, shifted shares", "adaptation/dann_{}_shifted_seed*"),
+    ("`dann --recipe strong`, shifted shares", "adaptation/strong_{}_shifted_seed*"),
+]
+
+
+def known_spread(values: list[float | None], digits: int) -> str:
+    """Mean and deviation of what was measured, with the count where that is not all; a dash for nothing."""
+    known = [value for value in values if value is not None]
+    count = f" (of {len(known)})" if 0 < len(known) < len(values) else ""
+    return spread(known, digits) + count if known else "-"
+
+
+def evidence_table(folder: Path) -> list[str]:
+    """A row per kind of run and target that has results; what a run did not measure is a dash."""
+    lines = [
+        "| runs | target | target val accuracy | source val accuracy | proxy A-distance | domain loss at the end | "
+        "information | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for words, pattern in EVIDENCE:
+        for target in TARGETS:
+            results = [read_json(file) for file in sorted(folder.glob(pattern.format(target) + ".json"))]
+            if not results:
+                continue
+            columns = [
+                [result["source_val_accuracy"] for result in results],
+                [result["proxy_a_distance"]["trained"] for result in results],
+                [result.get("losses", {}).get("L_d") for result in results],
+                [result.get("signs", result).get("information_maximisation") for result in results],
+            ]
+            cells = [known_spread(column, digits) for column, digits in zip(columns, (3, 2, 3, 3), strict=True)]
+            lines.append(
+                f"| {words} | {target.upper()} | {accuracy_cell(results)} | {' | '.join(cells)} | {len(results)} |"
+            )
+    return lines
+
+
 def speed_tables(folder: Path) -> list[str]:
     """What benchmark.py measured, a table a device; nothing where there is no such file."""
     lines: list[str] = []

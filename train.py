@@ -1,12 +1,15 @@
-"""Train a digit classifier that works on an unlabelled target domain.
+"""Train a classifier that works on an unlabelled target domain.
 
     python train.py --data_root data/digits --train_mode dann --target_file usps
 
-Modes: `source` trains on source labels only, `dann` adapts to the target's images without reading a target label
-(domain-adversarial training, arXiv 1505.07818), `target` trains on target labels, the upper bound.
-On the real digits and 2 cores, `dann` takes about three and a half minutes, `source` and `target` half of that; the
-accuracies to expect stand in the README's table.
-Writes a run folder: args.json, metrics.jsonl, last.pt, curves.png and, when all is done, result.json.
+Modes: `source` trains on source labels only, `dann` adapts to the target's
+images without reading a target label (domain-adversarial training, arXiv
+1505.07818), `target` trains on target labels, the upper bound.
+On the real digits and 2 cores, `dann` takes about three and a half minutes,
+`source` and `target` half of that; the accuracies to expect stand in the
+README's table.
+Writes a run folder: args.json, metrics.jsonl, last.pt, the figures curves.png,
+confusion.png and mistakes.png and, when all is done, result.json.
 """
 
 import argparse
@@ -30,7 +33,7 @@ from losses import Step, train_step
 from metrics import answers, domain_distance, share_right
 from model import ARCHITECTURES, DANN, SOURCE, TARGET, lambda_schedule, learning_rate
 from parallel import Ranks, join
-from plots import draw_curves
+from plots import draw_confusion, draw_curves, draw_mistakes
 from runs import Data, Run, check_same_run, locked, make_folder, open_folder, plain_args, restore, save_run
 from signs import SIGNS, label_free_signs, warnings_of
 from strong import PARTS, TEACHER_SIGNS, Teacher, ramp
@@ -51,6 +54,7 @@ from utils import (
     run_script,
     seed_step,
     shown,
+    summary_writer,
     versions,
     write_json,
 )
@@ -177,6 +181,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="peak of the one-cycle learning rate (default: by recipe)",
     )
+    length.add_argument(
+        "--lambda_max",
+        type=bounded(float, 0, 100, exclusive=True),
+        metavar="X",
+        help="weight of the reversed domain gradient at the end of its schedule (default: by recipe, paper 0.2)",
+    )
     length.add_argument("--seed", type=SEED, default=0, metavar="N", help="seed of everything random (default: 0)")
     run = parser.add_argument_group("run")
     run.add_argument("--device", choices=DEVICES, default="auto", help="where to train (default: auto)")
@@ -209,6 +219,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="checkpoints kept beside last.pt: the K "
         "best by --select, with `last` the K latest (default: 1, with `last` 0)",
     )
+    run.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write the numbers of metrics.jsonl for TensorBoard too, into tensorboard/ of the run folder",
+    )
     return parser
 
 
@@ -223,6 +238,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         raise UserError(f"--arch published takes images of 28x28, not --size {args.size}; use --arch small.")
     if args.select == "source_val" and args.train_mode == "target":
         raise UserError("--select source_val needs a source, which --train_mode target does not read; use last.")
+    if args.tensorboard:
+        summary_writer()  # refused here where the package is missing
     if args.topk is None:
         args.topk = 0 if args.select == "last" else 1
     if args.topk == 0 and args.select != "last":
@@ -244,6 +261,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     foreign = [part for part in args.without if part not in parts_of_mode(args.train_mode)]
     if foreign:
         raise UserError(f"--without {foreign[0]}: --train_mode {args.train_mode} has no such part to leave out.")
+    if args.lambda_max and "adversarial" not in parts_of(args):
+        raise UserError("--lambda_max weighs the domain gradient, which this mode and recipe do without; leave it out.")
     args.without = [part for part in PARTS if part in args.without]
     recipe = RECIPES[args.recipe]
     args.processes = None  # set where there are several
@@ -362,7 +381,7 @@ def train(run: Run, log: RunLog | None, began: float) -> bool:
     assert labelled is not None
     images_a_step = args.batch_size * (2 if unlabelled else 1)
     val_period = args.val_period or max(1, run.total_steps // 5)
-    lambda_max = recipe.lambda_max if "adversarial" in parts else 0.0
+    lambda_max = (args.lambda_max or recipe.lambda_max) if "adversarial" in parts else 0.0
     totals: dict[str, Tensor] = {}
     since = run.step
     progress = Progress(run.total_steps, f"train {args.train_mode}", "steps", run.step) if log else None
@@ -493,6 +512,7 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
         measure(run)
     after = domain_distance(run.measured["source_val"], run.measured["target_val"])
     draw_curves({run.folder.name: log.lines}, run.folder / "curves.png")
+    draw_answers(run)
     sizes = {
         "labelled_train": run.data.labelled,
         "unlabelled_train": run.data.unlabelled,
@@ -507,6 +527,7 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
         "target_val_accuracy": selected["metrics"]["target_val_accuracy"],
         "source_val_accuracy": selected["metrics"]["source_val_accuracy"],
         "signs": {name: selected["metrics"].get(name) for name in (*SIGNS, *TEACHER_SIGNS)},
+        "losses": {name: selected["metrics"].get(name) for name in LOGGED},
         "proxy_a_distance": {"untrained": run.distance_before, "trained": after},
         "seconds": round(run.seconds_before + time.monotonic() - began, 2),
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
@@ -529,6 +550,18 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
     }
     write_json(run.folder / "result.json", result)
     return result
+
+
+def draw_answers(run: Run) -> None:
+    """Draw confusion.png and mistakes.png of the target's val set, or of the source's in a run without a target."""
+    for key, name in (("target_val", run.args.target_file), ("source_val", run.args.source_file)):
+        found, data = run.measured[key], getattr(run.data, key)
+        if found and data.labels is not None:
+            labels, p = data.labels.numpy(), found.probabilities.numpy()
+            title = f"{run.folder.name}: {name} val, n = {len(data):,}, accuracy {shown(found.accuracy)}"
+            draw_confusion(labels, p.argmax(1), run.data.classes, title, run.folder / "confusion.png")
+            draw_mistakes(data.images.numpy(), labels, p, run.data.classes, title, run.folder / "mistakes.png")
+            return
 
 
 def resume_command(run: Run, command: str) -> str:
@@ -573,7 +606,7 @@ def run_of(args: argparse.Namespace, command: str, device: torch.device, ranks: 
     with locked(folder):
         run = start_run(args, folder, data, device, ranks)
         ranks.from_main(None)
-        with contextlib.closing(RunLog(folder / "metrics.jsonl", run.step)) as log:
+        with contextlib.closing(RunLog(folder / "metrics.jsonl", run.step, args.tensorboard)) as log:
             done = train(run, log, began)
         if not done:
             print(f"stopped at step {run.step} of {run.total_steps}; go on with:")

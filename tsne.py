@@ -1,9 +1,11 @@
-"""Draw the latent space of a run: features G_f of source and target validation images, embedded by t-SNE.
+"""Draw the latent space of a run: features G_f of validation images by t-SNE.
 
-    python tsne.py --checkpoint runs/dann_usps_paper_seed0 --data_root data/digits --out_path figures
+    python tsne.py --checkpoint runs/dann_usps_paper_seed0 \\
+        --data_root data/digits --out_path figures
 
-Writes latent_by_class.png, latent_by_domain.png and latent.csv (image, domain, label, prediction, x, y). Domains and
-classes come from the checkpoint. About 20 seconds for the default 1,000 images a domain on 2 cores.
+Writes latent_by_class.png, latent_by_domain.png and latent.csv (image, domain,
+label, prediction, x, y). Domains and classes come from the checkpoint. About 20
+seconds for the default 1,000 images a domain on 2 cores.
 """
 
 import argparse

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import signal
 import sys
 import tempfile
@@ -194,25 +195,56 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 # The log of a run
 
 
+def summary_writer() -> Any:
+    """TensorBoard's writer class; UserError where the package is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "--tensorboard needs the package tensorboard; run pip install tensorboard, or leave the flag out: "
+            "metrics.jsonl has the same numbers."
+        ) from error
+    return SummaryWriter
+
+
 class RunLog:
     """metrics.jsonl of a run folder: one line per validation, flushed as it is written.
 
-    `keep_until` drops the lines after that step, which a resumed run will write again.
+    `keep_until` drops the lines after that step, which a resumed run will write again. `tensorboard`: the same numbers
+    go to event files in the folder tensorboard beside it, written anew from the lines that are kept.
     """
 
-    def __init__(self, path: Path, keep_until: int) -> None:
+    def __init__(self, path: Path, keep_until: int, tensorboard: bool = False) -> None:
         self.lines = [line for line in read_metrics(path) if line["step"] <= keep_until]
         with atomic_path(path) as part:
             part.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
         self.file = path.open("a", encoding="utf-8")
+        self.board = None
+        if tensorboard:
+            events = path.parent / "tensorboard"
+            shutil.rmtree(events, ignore_errors=True)
+            self.board = summary_writer()(str(events))
+            for line in self.lines:
+                self.show(line)
 
     def write(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
+        self.show(line)
+
+    def show(self, line: dict[str, Any]) -> None:
+        """Put the numbers of a line on the board, where there is one."""
+        if self.board:
+            for name, value in line.items():
+                if name != "step" and value is not None:
+                    self.board.add_scalar(name, value, line["step"])
+            self.board.flush()
 
     def close(self) -> None:
         self.file.close()
+        if self.board:
+            self.board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ import gzip
 import hashlib
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -118,10 +119,10 @@ def test_every_archive_becomes_a_domain_of_the_layout(raw: Path, tmp_path: Path)
 
 
 def test_labels_belong_to_their_images(raw: Path) -> None:
-    files = real_digits.gather(["usps", "svhn"], raw, raw)
-    _, labels = real_digits.read_usps(files, 0)
+    files = real_digits.gather([*real_digits.USPS, *real_digits.SVHN], raw, raw)
+    _, labels = real_digits.read_usps(files)
     assert labels.tolist() == [i % 10 for i in range(COUNT)] * 2
-    _, labels = real_digits.read_svhn(files, 0)
+    _, labels = real_digits.read_svhn(files)
     assert labels.tolist() == [((i + 1) % 10 + 1) % 10 for i in range(COUNT)] * 2  # label 10 is the digit 0
 
 
@@ -162,7 +163,7 @@ def test_an_unpacked_bsds500_gives_its_training_photographs(tmp_path: Path) -> N
 def test_a_domain_of_another_making_is_not_taken_for_the_real_one(raw: Path, tmp_path: Path) -> None:
     flags = ["digits", "--out", str(tmp_path / "out"), "--raw", str(raw), "--only", "usps"]
     prepare_data.main(flags)
-    with pytest.raises(UserError, match="made with seed 0 and not 1"):
+    with pytest.raises(UserError, match="made with seed 0 and not seed 1"):
         prepare_data.main([*flags, "--seed", "1"])
     (tmp_path / "out" / "usps" / real_digits.MARKER).unlink()
     with pytest.raises(UserError, match="is there already and was not made by this command"):
@@ -223,6 +224,27 @@ def test_a_download_that_is_not_what_it_should_be_leaves_nothing(
     with pytest.raises(UserError, match="is not the file of"):
         download(Archive("file.bin", address, "0" * 32), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_archives_are_fetched_once_and_what_was_fetched_is_made_into_a_domain(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(raw / "usps"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        home = f"http://127.0.0.1:{httpd.server_port}"
+        served = [Archive(archive.name, f"{home}/{archive.name}", archive.md5) for archive in real_digits.USPS]
+        monkeypatch.setitem(real_digits.NEEDED, "usps", served)
+        flags = ["digits", "--only", "usps", "--out"]
+        made = prepare_data.main([*flags, str(tmp_path / "out")])["domains"]
+        httpd.shutdown()
+    assert made == {"usps": {"train": 38, "val": 10, "test": 12}}
+    (tmp_path / "again").mkdir()
+    (tmp_path / "out" / "archives").rename(tmp_path / "again" / "archives")
+    prepare_data.main([*flags, str(tmp_path / "again")])  # the server is gone: nothing is fetched twice
+    for split in ("train", "val", "test"):
+        csv = Path("usps", f"{split}.csv")
+        assert (tmp_path / "again" / csv).read_bytes() == (tmp_path / "out" / csv).read_bytes()
 
 
 def test_a_server_that_is_not_there_is_named_in_one_sentence(tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ def test_runs_are_compared_in_a_table_that_names_what_differs(dann_run: Path, tm
     assert first.split()[-1] == "0.004"
     assert second.split()[-1] == "0.5"
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    report.main([str(other), str(dann_run)])
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:

@@ -234,6 +234,18 @@ def test_lambda_rises_from_zero_with_the_real_progress(small_data: Path, tmp_pat
     assert expected == sorted(expected)
 
 
+def test_lambda_max_is_where_the_schedule_ends_and_is_refused_where_nothing_reads_it(
+    small_data: Path, tmp_path: Path
+) -> None:
+    outcome = run(small_data, tmp_path, "dann", "usps", "--lambda_max", "3")
+    line = read_metrics(Path(outcome["folder"]) / "metrics.jsonl")[-1]
+    assert line["lambda"] == pytest.approx(3 * train.lambda_schedule(11 / 12))
+    with pytest.raises(
+        UserError, match="--lambda_max weighs the domain gradient, which this mode and recipe do without"
+    ):
+        run(small_data, tmp_path, "source", "usps", "--lambda_max", "3")
+
+
 def test_lambda_does_not_depend_on_how_many_images_a_domain_has(small_data: Path, tmp_path: Path) -> None:
     root = shutil.copytree(small_data, tmp_path / "root")
     shutil.rmtree(root / "usps")
@@ -305,9 +317,11 @@ def test_a_result_has_what_the_contract_names(dann_run: Path) -> None:
     assert result["command"].startswith("python train.py --data_root ")
     assert sorted(file.name for file in dann_run.iterdir()) == [
         "args.json",
+        "confusion.png",
         "curves.png",
         "last.pt",
         "metrics.jsonl",
+        "mistakes.png",
         "result.json",
     ]
 

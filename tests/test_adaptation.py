@@ -1,0 +1,151 @@
+"""What ADAPTATION.md says is what the runs in results/ say."""
+
+import os
+import shlex
+import shutil
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import write_domain
+
+import report
+import tables
+import train
+from checkpoint import load_checkpoint
+from dataset import list_split
+from utils import read_json
+
+PROJECT = Path(report.__file__).parent
+PAGE = PROJECT / "ADAPTATION.md"
+PATTERNS = dict(tables.EVIDENCE)
+
+
+def runs(words: str, target: str) -> list[dict[str, Any]]:
+    """Results of a row of the page's table."""
+    return [read_json(file) for file in sorted((PROJECT / "results").glob(PATTERNS[words].format(target) + ".json"))]
+
+
+def accuracy(words: str, target: str) -> float:
+    return statistics.mean(result["target_val_accuracy"] for result in runs(words, target))
+
+
+def distances(words: str, target: str) -> list[float]:
+    return [result["proxy_a_distance"]["trained"] for result in runs(words, target)]
+
+
+def test_the_page_states_what_results_hold() -> None:
+    assert report.main(["--readme", str(PAGE), "--check"])["changed"] is False
+
+
+@pytest.mark.parametrize("target", tables.TARGETS)
+def test_the_distance_is_near_2_before_and_low_after_adaptation_and_accuracy_rises(target: str) -> None:
+    assert min(distances("`source`", target)) > 1.8
+    assert max(distances("`dann`, lambda to 0.2 (default)", target)) < 0.6
+    assert accuracy("`dann`, lambda to 0.2 (default)", target) > accuracy("`source`", target)
+
+
+def test_the_published_network_aligned_nothing_on_usps_and_did_worse_than_source() -> None:
+    assert min(distances("`dann`, network `published`", "usps")) > 1.8
+    assert accuracy("`dann`, network `published`", "usps") < accuracy("`source`", "usps")
+    worst = min(result["target_val_accuracy"] for result in runs("`dann`, network `published`", "usps"))
+    assert worst < accuracy("`dann`, network `published`", "usps") - 0.1
+
+
+@pytest.mark.parametrize("target", tables.TARGETS)
+def test_information_orders_the_rows_as_accuracy_does(target: str) -> None:
+    rows = []
+    for words in ("`source`", "`dann`, lambda to 0.2 (default)", "`dann`, network `published`"):
+        signs = [result.get("signs", result).get("information_maximisation") for result in runs(words, target)]
+        known = [value for value in signs if value is not None]
+        if known:
+            rows.append((statistics.mean(known), accuracy(words, target)))
+    assert len(rows) == 3
+    assert sorted(rows) == sorted(rows, key=lambda row: row[1])
+
+
+def test_source_accuracy_hardly_differs_where_target_accuracy_does() -> None:
+    for target in tables.TARGETS:
+        plain, adapted = (
+            statistics.mean(result["source_val_accuracy"] for result in runs(words, target))
+            for words in ("`source`", "`dann`, lambda to 0.2 (default)")
+        )
+        assert abs(plain - adapted) < 0.01
+        assert accuracy("`dann`, lambda to 0.2 (default)", target) - accuracy("`source`", target) > 0.03
+
+
+def test_adaptation_gains_less_than_is_left_to_gain_where_source_starts_low() -> None:
+    left = {target: 1 - accuracy("`dann`, lambda to 0.2 (default)", target) for target in tables.TARGETS}
+    assert left["svhn"] > 5 * left["usps"]
+    assert accuracy("`source`", "svhn") < accuracy("`source`", "usps")
+
+
+def test_the_domain_losses_of_the_shipped_checkpoints_are_stated() -> None:
+    shipped = [load_checkpoint(file)["metrics"] for file in sorted((PROJECT / "checkpoint").glob("dann_*.pt"))]
+    assert len(shipped) >= 2
+    block = report.render_evidence()
+    assert all(f"{line['L_d']:.3f}" in block for line in shipped)
+
+
+@pytest.mark.parametrize("target", tables.TARGETS)
+def test_too_weak_and_too_strong_a_lambda_are_both_worse(target: str) -> None:
+    if not runs("`dann`, lambda to 1", target):
+        pytest.skip("results/adaptation has no such runs yet")
+    best = accuracy("`dann`, lambda to 0.2 (default)", target)
+    assert accuracy("`dann`, lambda to 1", target) < best
+    assert accuracy("`dann`, lambda to 0.02", target) < best
+
+
+def test_shifted_shares_cost_what_alignment_gained() -> None:
+    if not runs("`dann`, shifted shares", "usps"):
+        pytest.skip("results/adaptation has no such runs yet")
+    gain = accuracy("`dann`, lambda to 0.2 (default)", "usps") - accuracy("`source`", "usps")
+    assert accuracy("`dann`, shifted shares", "usps") - accuracy("`source`, shifted shares", "usps") < gain
+
+
+STAND_IN = """#!/usr/bin/env bash
+[ "$1" = train.py ] || exit 0
+echo "${*:2}" >> commands.txt
+while [ "$1" != --run_name ]; do shift; done
+mkdir -p "runs/reproduce/$2"
+echo "{}" > "runs/reproduce/$2/result.json"
+"""
+
+
+def test_reproduce_makes_the_runs_behind_the_page_from_data_with_shifted_shares(tmp_path: Path) -> None:
+    """With a stand-in for python: which runs, on what data, and none of them twice."""
+    shutil.copy(PROJECT / "reproduce.sh", tmp_path)
+    (tmp_path / "python").write_text(STAND_IN)
+    (tmp_path / "python").chmod(0o755)
+    for domain in ("mnistm", "usps"):
+        write_domain(tmp_path / "data" / domain, {"train": 200, "val": 50})
+    for _ in range(2):
+        command = ["bash", "reproduce.sh", "data", "0", "adaptation"]
+        subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "PYTHON": str(tmp_path / "python")})
+    made = sorted(file.stem for file in (tmp_path / "results" / "adaptation").glob("*.json"))
+    wanted = [pattern.removeprefix("adaptation/") for pattern in PATTERNS.values() if "adaptation/" in pattern]
+    names = {wish.format(target).replace("*", "0") for wish in wanted for target in tables.TARGETS}
+    assert set(made) == {name for name in names if "svhn_shifted" not in name}
+    commands = [shlex.split(line) for line in (tmp_path / "commands.txt").read_text().splitlines()]
+    assert len(commands) == len(made)
+    for words in commands:
+        train.parse_args(words)
+    labels = pd.read_csv(tmp_path / "runs" / "shifted" / "usps" / "train.csv").label.value_counts()
+    assert labels[[0, 1, 2, 3, 4]].tolist() == [20] * 5
+    assert labels.drop([0, 1, 2, 3, 4]).sum() < 25
+    assert list_split(tmp_path / "runs" / "shifted", "usps", "train", with_labels=True) is not None
+
+
+def test_a_row_appears_with_its_results_and_says_how_many_measured_what(tmp_path: Path) -> None:
+    (tmp_path / "adaptation").mkdir()
+    result = {"target_val_accuracy": 0.5, "source_val_accuracy": 0.9, "proxy_a_distance": {"trained": None}}
+    for seed, extra in enumerate(({"losses": {"L_d": 0.6}}, {})):
+        report.write_json(tmp_path / "adaptation" / f"dann_usps_lambda1_seed{seed}.json", result | extra)
+    (row,) = tables.evidence_table(tmp_path)[2:]
+    assert row.startswith(
+        "| `dann`, lambda to 1 | USPS | 0.500 ± 0.000 (worst 0.500) | 0.900 ± 0.000 | - | 0.600 (of 1)"
+    )
+    assert row.endswith("| - | 2 |")
