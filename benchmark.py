@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+import flags
 import inference
 import train
 from checkpoint import build_network, load_checkpoint, weights_only
@@ -211,7 +212,7 @@ class BareStep:
 
     def __init__(self, data: Data, arch: str, device: torch.device) -> None:
         torch.manual_seed(0)
-        recipe = train.RECIPES["paper"]
+        recipe = flags.RECIPES["paper"]
         self.net, self.device = DANN(10, arch).to(device).train(), device
         self.optimizer = train.build_optimizer(self.net, "dann", recipe)
         self.precision, self.count = choose_precision("auto", device), recipe.batch_size

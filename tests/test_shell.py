@@ -43,6 +43,12 @@ def write_checkpoint(path: Path) -> None:
         archive.writestr("archive/data.pkl", bytes(range(256)) * 4)
 
 
+def default_signals() -> None:
+    """A test run in the background, or by nohup, ignores what stops a program, and so would its children."""
+    for stop in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(stop, signal.SIG_DFL)
+
+
 class Project:
     """A copy of the two scripts in a folder with a space in its name, and the environment that they run in."""
 
@@ -101,7 +107,7 @@ class Project:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
+            preexec_fn=default_signals,
         )
 
     def ids_asked_for(self) -> list[str]:

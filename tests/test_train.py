@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from conftest import QUICK, same_tensors, write_domain
 
+import flags
 import inference
 import losses as losses_module
 import train
@@ -139,10 +140,10 @@ def test_source_and_target_pass_batchnorm_apart() -> None:
     )
 
 
-@pytest.mark.parametrize("mode", train.MODES)
+@pytest.mark.parametrize("mode", flags.MODES)
 def test_the_optimizer_holds_exactly_the_parameters_that_the_mode_trains(mode: str) -> None:
     net = build()
-    optimizer = train.build_optimizer(net, mode, train.RECIPES["paper"])
+    optimizer = train.build_optimizer(net, mode, flags.RECIPES["paper"])
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     wanted = {id(p) for name, p in net.named_parameters() if mode == "dann" or not name.startswith("domain_classifier")}
     assert held == wanted
@@ -151,7 +152,7 @@ def test_the_optimizer_holds_exactly_the_parameters_that_the_mode_trains(mode: s
 def test_a_dann_step_moves_all_three_parts() -> None:
     net, (x_s, y_s, x_t) = build(), batch()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    optimizer = train.build_optimizer(net, "dann", train.RECIPES["paper"])
+    optimizer = train.build_optimizer(net, "dann", flags.RECIPES["paper"])
     train.train_step(net, optimizer, adversarial_losses(net, x_s, y_s, x_t, 1.0))
     for part in ("feature_extractor", "label_classifier", "domain_classifier"):
         assert any(not torch.equal(before[name], p) for name, p in net.named_parameters() if name.startswith(part))
@@ -227,7 +228,7 @@ def test_lambda_rises_from_zero_with_the_real_progress(small_data: Path, tmp_pat
     outcome = run(small_data, tmp_path, "dann", "usps", "--max_steps", "10", "--val_period", "1")
     lines = read_metrics(Path(outcome["folder"]) / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 11))
-    lambda_max = train.RECIPES["paper"].lambda_max
+    lambda_max = flags.RECIPES["paper"].lambda_max
     expected = [lambda_max * train.lambda_schedule((step - 1) / 10) for step in range(1, 11)]  # of the step just done
     assert [line["lambda"] for line in lines] == pytest.approx(expected)
     assert lines[0]["lambda"] == 0.0
@@ -358,7 +359,7 @@ def test_a_domain_smaller_than_a_batch_and_an_odd_rest_train(small_data: Path, t
 # Determinism and going on
 
 
-@pytest.mark.parametrize("mode", train.MODES)
+@pytest.mark.parametrize("mode", flags.MODES)
 def test_the_same_seed_gives_identical_weights_and_another_seed_does_not(
     mode: str, small_data: Path, tmp_path: Path
 ) -> None:
