@@ -32,7 +32,7 @@ from model import ARCHITECTURES, DANN, SOURCE, TARGET, lambda_schedule, learning
 from parallel import Ranks, join
 from plots import draw_curves
 from runs import Data, Run, check_same_run, locked, make_folder, open_folder, plain_args, restore, save_run
-from signs import SIGNS, label_free_signs, warnings_of
+from signs import SIGNS, label_free_signs, top_class_share, warnings_of
 from strong import PARTS, TEACHER_SIGNS, Teacher, ramp
 from utils import (
     DEVICES,
@@ -393,6 +393,8 @@ def train(run: Run, log: RunLog | None, began: float) -> bool:
             run.images_seen += images_a_step
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0) + value.detach()
+            if device.type == "cpu" or run.step % 50 == 0:  # to ask a GPU is to wait for it
+                check_finite(run, totals, lr)
             stop = ranks.any(interrupt.raised, device)
             if not log or not progress:
                 continue
@@ -400,7 +402,7 @@ def train(run: Run, log: RunLog | None, began: float) -> bool:
             if run.step % val_period == 0 or run.step == run.total_steps or stop:
                 means = {name: value.item() / (run.step - since) for name, value in totals.items()}
                 run.training_seconds += time.monotonic() - mark
-                check_finite(run, means, lr)
+                check_finite(run, {**totals, "a weight": weight_sum(run.predictor)}, lr)
                 line = validate(run, means, p, lambda_p, lr, run.seconds_before + time.monotonic() - began)
                 log.write(line)
                 progress.say(summary(line, run.total_steps))
@@ -411,9 +413,14 @@ def train(run: Run, log: RunLog | None, began: float) -> bool:
     return run.step == run.total_steps
 
 
-def check_finite(run: Run, means: dict[str, float], lr: float) -> None:
-    """UserError when a loss is nan or infinite, before anything is saved."""
-    bad = [name for name, value in means.items() if not abs(value) < float("inf")]
+def weight_sum(net: DANN) -> Tensor:
+    """A number that is finite where every weight and statistic of a network is."""
+    return torch.stack([value.double().abs().sum() for value in net.state_dict().values()]).sum()
+
+
+def check_finite(run: Run, found: dict[str, Tensor], lr: float) -> None:
+    """UserError when a loss, or what else is `found`, is nan or infinite, before anything is saved."""
+    bad = [name for name, value in found.items() if not abs(value.item()) < float("inf")]
     if bad:
         good = (
             f"the last good checkpoint is {run.folder / 'last.pt'}"
@@ -421,8 +428,8 @@ def check_finite(run: Run, means: dict[str, float], lr: float) -> None:
             else "no checkpoint was written before"
         )
         raise UserError(
-            f"{bad[0]} is no finite number before step {run.step} (learning rate {lr:.2g}); {good}; start "
-            "again with a smaller -lr or with --precision fp32."
+            f"{bad[0]} is no finite number at step {run.step} (learning rate {lr:.2g}); {good}; start again with a "
+            "smaller -lr or with --precision fp32."
         )
 
 
@@ -446,6 +453,7 @@ def validate(run: Run, means: dict[str, float], p: float, lambda_p: float, lr: f
         "source_val_accuracy": share_right(source),
         "target_val_accuracy": share_right(target),
         **{name: signs.get(name) for name in SIGNS},
+        "top_class_share": top_class_share(target.probabilities) if target else None,
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
     }
 

@@ -649,7 +649,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
             name: value * (float("nan") if next(calls) == 8 else 1) for name, value in original(net, x, y).items()
         },
     )
-    with pytest.raises(UserError, match=r"L_y is no finite number before step 12 .* the last good checkpoint is .*"):
+    with pytest.raises(UserError, match=r"L_y is no finite number at step 9 .* the last good checkpoint is .*"):
         run(small_data, tmp_path, "source")
     good = load_checkpoint(tmp_path / "source_usps_paper_seed0" / "last.pt")
     assert good["step"] == 6
