@@ -189,7 +189,7 @@ def resolve_images(csv: Path, rows: list[int], names: list[str]) -> list[Path]:
     homes = [home for home in (csv.parent / "data", csv.parent / csv.stem) if home.is_dir()]
     home, paths = (homes or [csv.parent])[0], []
     for row, name in zip(rows, names, strict=True):
-        if name in ("", "..") or (any(mark in name for mark in "/\\:") and leads_out(Path(name))):
+        if name in ("", "..") or (any(mark in name for mark in "/\\:\0") and leads_out(Path(name))):
             raise UserError(f"{csv} row {row}: image_name {name!r} must be a path inside {csv.parent / 'data'}.")
         paths.append(home / name)
     return paths
@@ -197,7 +197,7 @@ def resolve_images(csv: Path, rows: list[int], names: list[str]) -> list[Path]:
 
 def leads_out(relative: Path) -> bool:
     """Whether a path may lead out of the folder that it is meant to be relative to."""
-    return bool(relative.anchor) or ".." in relative.parts
+    return bool(relative.anchor) or ".." in relative.parts or "\0" in str(relative)
 
 
 def without_repeats(listing: Listing) -> Listing:
