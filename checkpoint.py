@@ -73,8 +73,10 @@ def resolve_checkpoint(path: Path) -> Path:
 
 
 def check_size(path: Path) -> None:
-    """UserError for a file that would unpack to more than MAX_BYTES: torch reads what the archive's index says."""
+    """UserError for an empty file, or one that would unpack to more than MAX_BYTES: torch reads what its index says."""
     size = path.stat().st_size
+    if size == 0:
+        raise UserError(f"{path} is empty; fetch or train it again.")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             size = max(size, sum(entry.file_size for entry in archive.infolist()))
@@ -120,10 +122,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _first_reason(error: Exception) -> str:
-    """The line of torch's message that names the cause."""
+    """The sentence of torch's message that names the cause, without its advice to read the file none the less."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if "GLOBAL" in line or "Unsupported" in line or "nsupported" in line]
-    return (named or lines or [type(error).__name__])[0][:160].rstrip(".:")
+    line = (named or lines or [type(error).__name__])[0].removeprefix("WeightsUnpickler error: ")
+    return line.split(". ")[0][:160].rstrip(".:")
 
 
 def _flatten(module: PickledModule, prefix: str) -> dict[str, Tensor]:
@@ -191,7 +194,7 @@ def build_network(path: Path, checkpoint: dict[str, Any], device: torch.device) 
         check_weights(checkpoint["model"], checkpoint["model_args"])
         net = DANN(**checkpoint["model_args"])
         net.load_state_dict(checkpoint["model"])
-        classes = checkpoint["args"]["classes"]
+        classes = checkpoint["args"]["classes"] if isinstance(checkpoint["args"], dict) else None
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise ValueError("the class names are no list of words")
         if len(classes) != checkpoint["model_args"]["num_classes"]:
