@@ -80,7 +80,7 @@ def command(data: Path, save_dir: Path, *more: str) -> list[str]:
 def test_a_run_killed_at_random_moments_ends_with_the_weights_of_one_never_killed(
     recipe: str, small_data: Path, tmp_path: Path
 ) -> None:
-    """Saving takes most of such short steps' time, so that many kills fall into it."""
+    """At random moments, and every other time while a checkpoint is written."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command(small_data, tmp_path / "whole", "--recipe", recipe), check=True, env=environment)
     rng, kills = random.Random(recipe), 0
@@ -91,7 +91,11 @@ def test_a_run_killed_at_random_moments_ends_with_the_weights_of_one_never_kille
         before = last.stat().st_mtime_ns if last.exists() else 0
         while process.poll() is None and (last.stat().st_mtime_ns if last.exists() else 0) == before:
             time.sleep(0.01)  # until a first checkpoint of this process: kills of mere imports test nothing
-        time.sleep(rng.uniform(0, 0.3))
+        if kills % 2:  # every other one while it saves
+            while process.poll() is None and not any(last.parent.glob(".last.pt.*")):
+                time.sleep(0.0005)
+        else:
+            time.sleep(rng.uniform(0, 0.3))
         process.kill()
         kills += 1
         assert process.wait() in (0, -9)  # done, or killed: nothing else may end it
