@@ -166,7 +166,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.readme:
         if not args.readme.is_file():
             raise UserError(f"--readme {args.readme} does not exist.")
-        old = args.readme.read_text(encoding="utf-8")
+        try:
+            old = args.readme.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise UserError(f"--readme {args.readme} is no text; name a README with the results markers.") from error
         new = updated(old, render(), str(args.readme))
         outcome["changed"] = new != old
         if args.check and outcome["changed"]:

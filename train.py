@@ -58,6 +58,7 @@ from utils import (
 MODES = ("source", "dann", "target")
 ALONE = Ranks()
 SELECTIONS = ("last", "source_val", "target_val")
+SIGN_IMAGES = 2000  # of a target without a labelled val set, on which the label-free signs are measured
 LOGGED = ("L_y", "L_d", "L_u", "domain_accuracy", *TEACHER_SIGNS)  # means of the steps
 
 
@@ -437,11 +438,11 @@ def validate(run: Run, means: dict[str, float], p: float, lambda_p: float, lr: f
     """One line of metrics.jsonl; None (null) for what was not measured.
 
     Losses and shares are means since the last line; p, lambda and lr those of the step just done. The label-free signs
-    are of the target's val images.
+    are of the target's val images or, where those have no labels, of the first of its train images.
     """
     measure(run)
     run.measured_step = run.step
-    source, target = run.measured["source_val"], run.measured["target_val"]
+    source, target = run.measured["source_val"], run.measured["target"]
     signs = label_free_signs(target.probabilities) if target else {}
     return {
         "step": run.step,
@@ -451,7 +452,7 @@ def validate(run: Run, means: dict[str, float], p: float, lambda_p: float, lr: f
         "lr": lr,
         **{name: means.get(name) for name in LOGGED},
         "source_val_accuracy": share_right(source),
-        "target_val_accuracy": share_right(target),
+        "target_val_accuracy": share_right(run.measured["target_val"]),
         **{name: signs.get(name) for name in SIGNS},
         "top_class_share": top_class_share(target.probabilities) if target else None,
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
@@ -459,10 +460,14 @@ def validate(run: Run, means: dict[str, float], p: float, lambda_p: float, lr: f
 
 
 def measure(run: Run) -> None:
-    """Predict both val sets with the network that predicts."""
+    """Predict both val sets with the network that predicts; `target`: without such a val set, images of its train."""
+    data, unlabelled = run.data, run.data.unlabelled
+    target_val = answers(run.predictor, data.target_val)
+    seen = Domain(unlabelled.images[:SIGN_IMAGES], None, []) if unlabelled and not target_val else None
     run.measured = {
-        "source_val": answers(run.predictor, run.data.source_val, SOURCE),
-        "target_val": answers(run.predictor, run.data.target_val),
+        "source_val": answers(run.predictor, data.source_val, SOURCE),
+        "target_val": target_val,
+        "target": target_val or answers(run.predictor, seen),
     }
 
 

@@ -2,13 +2,16 @@
 
 import contextlib
 import io
+import itertools
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
@@ -109,6 +112,21 @@ def ended(script: ModuleType, *argv: object) -> tuple[int, str, str]:
     finally:
         sys.argv = before
     return int(end.value.code or 0), out.getvalue(), error.getvalue()
+
+
+@contextlib.contextmanager
+def ctrl_c_in_step(number: int) -> Iterator[None]:
+    """Press Ctrl-C at the end of the training step of that number, from 1."""
+    step, numbers = train.train_step, itertools.count(1)
+
+    def interrupted(*args: Any) -> None:
+        step(*args)
+        if next(numbers) == number:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", interrupted)
+        yield
 
 
 def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

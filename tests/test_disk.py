@@ -1,5 +1,6 @@
 """Nothing lost: full, read-only and vanishing disks, readers that leave, two writers at once."""
 
+import contextlib
 import errno
 import os
 import resource
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from conftest import QUICK, ended, same_tensors, stripes
 from PIL import Image
 
 import dataset
+import export
 import inference
 import train
 import utils
@@ -32,6 +35,17 @@ DISK = "nothing was left half written; {} and start again (a training with --res
 
 def hidden(folder: Path) -> list[str]:
     return [file.name for file in folder.iterdir() if file.name.startswith(".")]
+
+
+@contextlib.contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """A limit in bytes for every file that this process writes: what a full disk is like, without a disk to fill."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def mounted(folder: Path, options: str) -> Iterator[Path]:
@@ -90,18 +104,15 @@ def test_a_file_that_may_grow_no_further_leaves_the_last_good_checkpoint(
     small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same without a disk to mount: from the first checkpoint on no file may exceed 100 kB."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save_run = train.save_run
+    save_run, limit = train.save_run, contextlib.ExitStack()
 
     def and_then_no_more(*args: Any, **more: Any) -> None:
         save_run(*args, **more)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        limit.enter_context(no_file_above(100_000))
 
     monkeypatch.setattr(train, "save_run", and_then_no_more)
-    try:
+    with limit:
         code, _, error = ended(train, "--data_root", small_data, *SHORT, "--save_dir", tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     last = tmp_path / "run" / "last.pt"
     remedy = "raise the limit on the size of a file (ulimit -f)"
     assert (code, error.splitlines()[-1]) == (2, f"train.py: {last}: File too large; {DISK.format(remedy)}")
@@ -112,28 +123,28 @@ def test_a_file_that_may_grow_no_further_leaves_the_last_good_checkpoint(
 def test_a_full_disk_while_predicting_leaves_the_old_predictions(dann_run: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "pred.csv"
     out.write_text("old")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
-    try:
+    with no_file_above(50):
         code, _, error = ended(inference, "--checkpoint", dann_run, "--test_loc", images, "--out_path", out)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (code, out.read_text()) == (2, "old")
     assert error.startswith(f"inference.py: {out}: File too large; nothing was left half written; ")
     assert hidden(tmp_path) == []
 
 
+def test_a_full_disk_while_exporting_leaves_nothing_half_written(dann_run: Path, tmp_path: Path) -> None:
+    with no_file_above(50_000):
+        code, _, error = ended(export, "--checkpoint", dann_run, "--out_path", tmp_path / "x.pt2")
+    assert code == 2
+    assert error.splitlines()[-1].startswith(f"export.py: {tmp_path / 'x.pt2'}: File too large; nothing was left half")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_log_that_cannot_be_written_ends_the_run_in_one_sentence(tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     log = utils.RunLog(tmp_path / "metrics.jsonl", 0)
     log.write({"step": 1})
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
-    try:
+    with no_file_above(20):
         with pytest.raises(OSError, match=r"metrics\.jsonl") as refusal:
             log.write({"step": 2})
         log.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert refusal.value.errno == errno.EFBIG
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
 
@@ -226,6 +237,28 @@ def test_a_checkpoint_to_go_on_from_that_is_damaged_is_refused_and_left_as_it_is
 
 
 # Folders and files that change
+
+
+def test_prediction_holds_three_chunks_of_pixels_however_many_images_there_are(
+    dann_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One being predicted, one read ahead, one on its way between them; names and probabilities are what remains."""
+    monkeypatch.setattr(inference, "CHUNK", 4)
+    (images / "list.txt").write_text("\n".join(f"{'./' * k}{i:02d}.png" for k in range(20) for i in range(12)))
+    alive: list[weakref.ref[torch.Tensor]] = []
+    counts, read = [], inference.read_images
+
+    def watched(*args: Any) -> Any:
+        pixels, unreadable = read(*args)
+        alive.append(weakref.ref(pixels))
+        counts.append(sum(pixels() is not None for pixels in alive))
+        return pixels, unreadable
+
+    monkeypatch.setattr(inference, "read_images", watched)
+    arguments = ["--checkpoint", dann_run, "--test_loc", images / "list.txt", "--out_path", tmp_path / "out"]
+    assert ended(inference, *arguments)[0] == 0
+    assert len(counts) == 60
+    assert max(counts) <= 3
 
 
 def test_a_folder_that_vanishes_while_it_is_predicted_costs_the_images_that_were_not_yet_read(

@@ -41,7 +41,7 @@ from utils import UserError
 SOAK = bool(os.environ.get("SOAK"))
 KILLS = 24 if SOAK else 3
 CASES = 4000 if SOAK else 120  # of each kind of hostile input
-IMAGES = 200_000 if SOAK else 2_000  # to predict
+IMAGES = 200_000  # to predict
 ROWS = 1_000_000 if SOAK else 20_000  # of a CSV
 ROUNDS = 10 if SOAK else 1  # of two predictions into the same file
 PROJECT = Path(train.__file__).parent
@@ -235,6 +235,7 @@ def home(dann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     Image.new("L", (28, 28), 9).save(tmp_path / "in" / "images" / "x.png")
     (tmp_path / "in" / "labels.csv").write_text("image_name,label\nx.png,3\n")
     (tmp_path / "in" / "bad.pt").write_bytes(b"x")
+    (tmp_path / "in" / "latin.md").write_bytes(b"\xff")
     for domain in ("mnistm", "usps"):
         (tmp_path / "in" / domain).mkdir()
     for name in ("RESULTS", "SHIPPED"):
@@ -248,6 +249,7 @@ def home(dann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 READABLE = [
+    "in/latin.md",
     "in/run",
     "in/run/last.pt",
     "in/bad.pt",
@@ -259,7 +261,16 @@ READABLE = [
     "..",
     "/dev/null",
 ]
-WRITTEN = ["out", "out/x.csv", "out/x.pt2", "out/deep/er.png", "out/x.png", "out/none/x.md", "in/bad.pt/x.pt2"]
+WRITTEN = [
+    "out",
+    "out/x.csv",
+    "out/x.pt2",
+    "out/deep/er.png",
+    "out/x.png",
+    "out/none/x.md",
+    "in/latin.md",
+    "in/bad.pt/x.pt2",
+]
 SOUND = {"--test_loc": "in/images", "--data_root": "in", "--labels": "in/labels.csv"}
 WRITING = {"--out_path", "--out", "--signs", "--readme"}
 SCRIPTS = {"inference": inference, "export": export, "report": report, "benchmark": benchmark}
@@ -394,6 +405,7 @@ def test_a_csv_of_a_million_rows_is_listed_in_seconds_and_refused_at_its_first_a
     COUNTS["rows of the longest CSV"] = ROWS
 
 
+@pytest.mark.skipif(not SOAK, reason="make soak; test_disk.py has the short version")
 def test_the_memory_of_prediction_does_not_grow_with_the_images_but_for_their_names_and_answers(
     dann_run: Path, tmp_path: Path
 ) -> None:
@@ -407,9 +419,8 @@ def test_the_memory_of_prediction_does_not_grow_with_the_images_but_for_their_na
     for i in range(IMAGES):
         for folder in (few, all_of_them) if i < IMAGES // 10 else (all_of_them,):
             (folder / f"{i:06d}.png").symlink_to(tmp_path / f"{i % 5}.png")
-    chunk = 8192 if SOAK else 64
     code = (
-        f"import inference, resource, sys; inference.CHUNK = {chunk}; inference.main(sys.argv[1:]); "
+        "import inference, resource, sys; inference.main(sys.argv[1:]); "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     peaks = []

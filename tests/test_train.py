@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import QUICK, same_tensors, write_domain
+from conftest import QUICK, ctrl_c_in_step, same_tensors, write_domain
 
 import inference
 import losses as losses_module
@@ -364,20 +364,10 @@ def test_when_it_validates_and_with_how_many_threads_it_reads_does_not_change_th
 
 
 @pytest.mark.parametrize("arch", ["small", "published"])
-def test_an_interrupted_run_goes_on_to_identical_weights(
-    arch: str, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_goes_on_to_identical_weights(arch: str, small_data: Path, tmp_path: Path) -> None:
     whole = run(small_data, tmp_path / "a", "dann", "usps", "--arch", arch)
-    step, calls = train.train_step, iter(range(100))
-
-    def interrupted(*args: Any) -> None:
-        step(*args)
-        if next(calls) == 7:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(train, "train_step", interrupted)
-    stopped = run(small_data, tmp_path / "b", "dann", "usps", "--arch", arch)
-    monkeypatch.setattr(train, "train_step", step)
+    with ctrl_c_in_step(8):
+        stopped = run(small_data, tmp_path / "b", "dann", "usps", "--arch", arch)
     assert stopped["interrupted"]
     assert load_checkpoint(Path(stopped["folder"]) / "last.pt")["step"] == 8
     resumed = run(small_data, tmp_path / "b", "dann", "usps", "--arch", arch, "--resume")
@@ -607,16 +597,8 @@ def test_a_step_at_which_ctrl_c_stopped_is_not_selected(
     small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_accuracies(monkeypatch, [0.5, 0.9, 0.6], [0.1, 0.1, 0.1])  # of steps 6, 8 (interrupted) and 12
-    step, calls = train.train_step, iter(range(100))
-
-    def interrupted(*args: Any) -> None:
-        step(*args)
-        if next(calls) == 7:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(train, "train_step", interrupted)
-    run(small_data, tmp_path, "dann", "usps", "--select", "source_val")
-    monkeypatch.setattr(train, "train_step", step)
+    with ctrl_c_in_step(8):
+        run(small_data, tmp_path, "dann", "usps", "--select", "source_val")
     outcome = run(small_data, tmp_path, "dann", "usps", "--select", "source_val", "--resume")
     assert outcome["selected_step"] == 12
 
