@@ -26,7 +26,13 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 
 class UserError(Exception):
-    """Something the user can mend: one sentence that says what is wrong, where, and what to do. Exit code 2."""
+    """Something the user can mend: one sentence that says what is wrong, where, and what to do. Exit code 2.
+
+    A name with a line break in it does not break the sentence in two.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(" ".join(sentence.splitlines()))
 
 
 class Parser(argparse.ArgumentParser):
@@ -136,7 +142,7 @@ def run_script(main: Callable[[], dict[str, Any]]) -> NoReturn:
         print(f"\n{script}: interrupted.", file=sys.stderr)
         sys.exit(130)
     except OSError as error:  # full disk, read-only folder, vanished file
-        print(f"{script}: {refusal_by_the_system(error)}", file=sys.stderr)
+        print(f"{script}: {UserError(refusal_by_the_system(error))}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
         if out_of_memory(error):

@@ -495,6 +495,13 @@ def test_each_kind_of_argument_is_refused_in_its_sentence_before_anything_is_don
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_readme_that_is_no_text_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "x.md").write_bytes(b"\xff")
+    code, _, error = ended(report, "--readme", tmp_path / "x.md")
+    said = f"report.py: --readme {tmp_path / 'x.md'} is no text; name a README with the results markers.\n"
+    assert (code, error, (tmp_path / "x.md").read_bytes()) == (2, said, b"\xff")
+
+
 def test_a_memory_that_is_used_up_is_said_in_one_sentence() -> None:
     class Script(ModuleType):
         @staticmethod

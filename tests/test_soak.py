@@ -210,7 +210,7 @@ def test_any_arguments_are_taken_or_refused_in_one_sentence(words: list[str], sc
                 raise
 
     refusal = refusal_of(parse)
-    assert len(refusal.splitlines()) <= 1 or len(" ".join(words).splitlines()) > 1
+    assert len(refusal.splitlines()) <= 1
     COUNTS["argument lists"] += 1
     COUNTS["argument lists refused"] += bool(refusal)
 
@@ -235,7 +235,6 @@ def home(dann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     Image.new("L", (28, 28), 9).save(tmp_path / "in" / "images" / "x.png")
     (tmp_path / "in" / "labels.csv").write_text("image_name,label\nx.png,3\n")
     (tmp_path / "in" / "bad.pt").write_bytes(b"x")
-    (tmp_path / "in" / "latin.md").write_bytes(b"\xff")
     for domain in ("mnistm", "usps"):
         (tmp_path / "in" / domain).mkdir()
     for name in ("RESULTS", "SHIPPED"):
@@ -249,7 +248,6 @@ def home(dann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 READABLE = [
-    "in/latin.md",
     "in/run",
     "in/run/last.pt",
     "in/bad.pt",
@@ -268,7 +266,6 @@ WRITTEN = [
     "out/deep/er.png",
     "out/x.png",
     "out/none/x.md",
-    "in/latin.md",
     "in/bad.pt/x.pt2",
 ]
 SOUND = {"--test_loc": "in/images", "--data_root": "in", "--labels": "in/labels.csv"}
@@ -318,7 +315,7 @@ def test_any_command_line_ends_in_an_exit_code_and_writes_into_its_output_alone(
     assert "Traceback" not in error, error
     assert code in (0, 1, 2)
     if code == 2:
-        assert error.splitlines()[-1].startswith(f"{script}.py: ") or len(" ".join(words).splitlines()) > 1
+        assert error.splitlines()[-1].startswith(f"{script}.py: ")
     assert (snapshot(home / "in"), snapshot(PROJECT)) == before
     assert {file.name for file in home.iterdir()} <= {"in", "out"}
     shutil.rmtree(home / "out", ignore_errors=True)
