@@ -68,8 +68,8 @@ class Domain:
 # Finding images
 
 
-def is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+def is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -86,8 +86,8 @@ def find_images(folder: Path) -> list[Path]:
     found = []
     for root, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in files if is_image(Path(name))]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+        found += [Path(root, name) for name in files if is_image(name)]
+    return sorted(found, key=Path.as_posix)  # all below one folder: the order of their relative names
 
 
 def domain_folder(data_root: Path, domain: str) -> Path:

@@ -416,7 +416,7 @@ def train(run: Run, log: RunLog | None, began: float) -> bool:
 
 def weight_sum(net: DANN) -> Tensor:
     """A number that is finite where every weight and statistic of a network is."""
-    return torch.stack([value.double().abs().sum() for value in net.state_dict().values()]).sum()
+    return torch.stack([value.float().abs().sum() for value in net.state_dict().values()]).sum()
 
 
 def check_finite(run: Run, found: dict[str, Tensor], lr: float) -> None:

@@ -188,7 +188,7 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name_and_its_name_before_we_g
     fsync, replace = os.fsync, os.replace
 
     def watched_fsync(descriptor: int) -> None:
-        done.append(f"fsync {os.path.realpath(f'/proc/self/fd/{descriptor}')}")
+        done.append(f"fsync {os.fstat(descriptor).st_ino}")
         fsync(descriptor)
 
     def watched_replace(part: Path, path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name_and_its_name_before_we_g
     monkeypatch.setattr(os, "replace", watched_replace)
     with atomic_path(tmp_path / "x") as part:
         part.write_text("x")
-    assert done == [f"fsync {part}", f"rename {part}", f"fsync {tmp_path}"]
+    assert done == [f"fsync {(tmp_path / 'x').stat().st_ino}", f"rename {part}", f"fsync {tmp_path.stat().st_ino}"]
 
 
 def test_what_a_killed_run_left_half_written_is_removed_by_the_next(
@@ -216,7 +216,7 @@ def test_what_a_killed_run_left_half_written_is_removed_by_the_next(
 def test_a_checkpoint_to_go_on_from_that_is_damaged_is_refused_and_left_as_it_is(
     small_data: Path, tmp_path: Path
 ) -> None:
-    arguments = ["--data_root", small_data, *SHORT, "--save_dir", tmp_path]
+    arguments = ["--data_root", small_data, *SHORT, "--save_dir", tmp_path, "--topk", 1]
     assert ended(train, *arguments)[0] == 0
     (tmp_path / "run" / "result.json").unlink()
     last = tmp_path / "run" / "last.pt"
@@ -230,9 +230,11 @@ def test_a_checkpoint_to_go_on_from_that_is_damaged_is_refused_and_left_as_it_is
             f"train.py: {last} is of another network than this run's; use another --run_name.",
         )
         assert last.read_bytes() == before
-    torch.save({**good, "resume": {**good["resume"], "kept": [{"score": 0, "step": 0, "name": "../../mine"}]}}, last)
+    elsewhere = {"score": 0, "step": 0, "name": "../../mine"}  # falls out of the top 1 at the next validation
+    torch.save({**good, "step": 8, "resume": {**good["resume"], "kept": [elsewhere]}}, last)
     (tmp_path.parent / "mine").touch()
     assert ended(train, *arguments, "--resume")[0] == 0
+    assert (tmp_path / "run" / "step0000012.pt").exists()
     assert (tmp_path.parent / "mine").exists()
 
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import struct
 import threading
+import time
 import warnings
 import zlib
 from collections.abc import Callable
@@ -171,12 +172,13 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pyt
     def watched(image: Image.Image) -> Image.Image:
         most.append(at_once.acquire(blocking=False))
         try:
+            time.sleep(0.0005)  # others could come in
             return to_rgb(image)
         finally:
             at_once.release()
 
     monkeypatch.setattr(dataset, "to_rgb", watched)
-    paths = [tmp_path / f"{i}.png" for i in range(8)] * 200
+    paths = [tmp_path / f"{i}.png" for i in range(8)] * 140
     assert read_images(paths, 28, 4)[1] == {}
     assert all(most)
     assert len(most) == len(paths)

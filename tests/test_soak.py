@@ -39,11 +39,11 @@ from model import DANN
 from utils import UserError
 
 SOAK = bool(os.environ.get("SOAK"))
-KILLS = 24 if SOAK else 3
-CASES = 4000 if SOAK else 120  # of each kind of hostile input
+LONG = {"kills": 24, "cases": 4000, "rounds": 10}
+SHORT = {"kills": 3, "cases": 120, "rounds": 1}
+KILLS, CASES, ROUNDS = (LONG if SOAK else SHORT).values()  # of a recipe; of each kind; two predictions into one file
 IMAGES = 200_000  # to predict
 ROWS = 1_000_000 if SOAK else 20_000  # of a CSV
-ROUNDS = 10 if SOAK else 1  # of two predictions into the same file
 PROJECT = Path(train.__file__).parent
 COUNTS: Counter[str] = Counter()  # what was done, for the README
 fuzzing = settings(
@@ -416,9 +416,9 @@ def test_the_memory_of_prediction_does_not_grow_with_the_images_but_for_their_na
     for i in range(IMAGES):
         for folder in (few, all_of_them) if i < IMAGES // 10 else (all_of_them,):
             (folder / f"{i:06d}.png").symlink_to(tmp_path / f"{i % 5}.png")
-    code = (
+    code = (  # ru_maxrss would be the parent's, where that is more
         "import inference, re, sys; inference.main(sys.argv[1:]); "
-        "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"  # ru_maxrss has the parent's, too
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
     )
     peaks = []
     for folder in (few, all_of_them):
@@ -463,3 +463,12 @@ def test_two_predictions_into_the_same_file_never_mix(dann_run: Path, tmp_path: 
         assert (tmp_path / "out" / "pred.csv").read_text() in wanted
         assert [file.name for file in (tmp_path / "out").iterdir()] == ["pred.csv"]
         COUNTS["pairs of predictions into one file"] += 1
+
+
+def test_the_readme_states_the_counts() -> None:
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert f"{SHORT['kills']} kills a recipe in `make test`, {LONG['kills']} in `make soak`" in readme
+    assert f"`make soak`: {LONG['cases']:,} cases of each, {LONG['cases'] // 4:,} command lines run" in readme
+    assert f"{LONG['cases'] // 4:,} mutated files" in readme
+    assert f"{LONG['rounds']} pairs in `make soak`" in readme
+    assert f"`make soak`: {IMAGES:,} images" in readme
