@@ -1,6 +1,7 @@
 """Training does what the paper says and reads what it may: each known fault of public code has a test here."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -636,3 +637,25 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     good = load_checkpoint(tmp_path / "source_usps_paper_seed0" / "last.pt")
     assert good["step"] == 6
     assert all(torch.isfinite(value).all() for value in good["model"].values())
+
+
+def test_weights_that_overflow_in_a_step_of_finite_losses_are_not_saved(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, numbers = train.train_step, iter(range(1, 100))
+
+    def overflowing(net: DANN, *args: Any) -> None:
+        step(net, *args)
+        if next(numbers) == 12:  # the last one: no loss will show it
+            list(net.parameters())[-1].data[0] = float("inf")
+
+    monkeypatch.setattr(train, "train_step", overflowing)
+    with pytest.raises(UserError) as refusal:
+        run(small_data, tmp_path)
+    last = tmp_path / "dann_usps_paper_seed0" / "last.pt"
+    assert re.fullmatch(
+        rf"a weight is no finite number at step 12 \(learning rate \S+\); the last good checkpoint is {last}; start "
+        r"again with a smaller -lr or with --precision fp32\.",
+        str(refusal.value),
+    )
+    assert load_checkpoint(last)["step"] == 6
