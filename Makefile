@@ -1,6 +1,6 @@
 # make demo   environment, offline demo data, train source, dann and target, predict, draw, compare (DEMO=folder)
 # make test   environment, lint, types, tests
-# make soak   the long fuzzing and kill runs, about half an hour
+# make soak   the long fuzzing and kill runs, about ten minutes
 # make clean  remove what make made, the environment included
 .PHONY: demo test soak lint clean venv
 .DELETE_ON_ERROR:

@@ -36,7 +36,7 @@ import flags
 import inference
 import train
 from checkpoint import build_network, load_checkpoint, weights_only
-from dataset import Domain, list_split, read_images
+from dataset import Domain, domain_folder, list_split, read_images
 from losses import adversarial_losses, train_step
 from metrics import predict
 from model import ARCHITECTURES, DANN, reverse_gradient
@@ -538,6 +538,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, and write the json; returns what it holds."""
     args = build_parser().parse_args(argv)
     args.data_root, args.out = args.data_root.resolve(), args.out.resolve()
+    for domain in ("mnistm", "usps"):
+        domain_folder(args.data_root, domain)  # refused before minutes of measuring
     device = choose_device(args.device)
     file = args.out / f"benchmark-{device.type}.json"
     found: dict[str, Any] = read_json(file) if file.exists() else {}

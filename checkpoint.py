@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model import DANN
+from model import DANN, SOURCE, TARGET
 from utils import UserError, read_json
 
 MAX_BYTES = 2 << 30  # a checkpoint that unpacks to more is taken for an archive made to fill the memory
@@ -61,7 +61,7 @@ def resolve_checkpoint(path: Path) -> Path:
         raise UserError(f"--checkpoint {path} does not exist; name a run folder or a checkpoint file.")
     names = []
     if (path / "result.json").is_file():
-        names.append(str(read_json(path / "result.json").get("checkpoint", "last.pt")))
+        names.append(Path(str(read_json(path / "result.json", "checkpoint")["checkpoint"])).name)
     for name in [*names, "last.pt"]:
         if (path / name).is_file():
             return path / name
@@ -73,8 +73,10 @@ def resolve_checkpoint(path: Path) -> Path:
 
 
 def check_size(path: Path) -> None:
-    """UserError for a file that would unpack to more than MAX_BYTES: torch reads what the archive's index says."""
+    """UserError for an empty file, or one that would unpack to more than MAX_BYTES: torch reads what its index says."""
     size = path.stat().st_size
+    if size == 0:
+        raise UserError(f"{path} is empty; fetch or train it again.")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             size = max(size, sum(entry.file_size for entry in archive.infolist()))
@@ -120,10 +122,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _first_reason(error: Exception) -> str:
-    """The line of torch's message that names the cause."""
+    """The sentence of torch's message that names the cause, without its advice to read the file none the less."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if "GLOBAL" in line or "Unsupported" in line or "nsupported" in line]
-    return (named or lines or [type(error).__name__])[0][:160].rstrip(".:")
+    line = (named or lines or [type(error).__name__])[0].removeprefix("WeightsUnpickler error: ")
+    return line.split(". ")[0][:160].rstrip(".:")
 
 
 def _flatten(module: PickledModule, prefix: str) -> dict[str, Tensor]:
@@ -165,18 +168,38 @@ def weights_only(state: dict[str, Tensor], model_args: dict[str, Any]) -> dict[s
     }
 
 
+def check_weights(state: dict[str, Tensor], model_args: dict[str, Any]) -> None:
+    """ValueError for weights that are not those of the stated network, before memory is taken for one of any size."""
+    if model_args.get("size", 28) not in range(8, 257) or model_args.get("predict_as", TARGET) not in (SOURCE, TARGET):
+        raise ValueError("its size is not 8 to 256, or it predicts as no domain")
+    with torch.device("meta"):  # shapes alone
+        wanted = DANN(**model_args).state_dict()
+    if not isinstance(state, dict) or state.keys() != wanted.keys():
+        other = sorted(map(repr, set(state) ^ wanted.keys())) if isinstance(state, dict) else ["no dictionary"]
+        raise ValueError(f"{len(other)} names of weights differ, such as {other[0]}")
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or value.shape != wanted[name].shape:
+            shape = list(value.shape) if isinstance(value, Tensor) else "no tensor"
+            raise ValueError(f"{name} is {shape}, not {list(wanted[name].shape)}")
+        if not value.isfinite().all():
+            raise ValueError(f"{name} holds a number that is not finite")
+
+
 def build_network(path: Path, checkpoint: dict[str, Any], device: torch.device) -> tuple[DANN, list[str]]:
     """Network of a checkpoint in evaluation mode on `device`, and its class names.
 
-    Raises UserError when the weights do not fit the architecture that the file states.
+    Raises UserError when the weights do not fit the architecture that the file states, or are no finite numbers.
     """
     try:
+        check_weights(checkpoint["model"], checkpoint["model_args"])
         net = DANN(**checkpoint["model_args"])
         net.load_state_dict(checkpoint["model"])
-        classes = [str(name) for name in checkpoint["args"]["classes"]]
+        classes = checkpoint["args"]["classes"] if isinstance(checkpoint["args"], dict) else None
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise ValueError("the class names are no list of words")
         if len(classes) != checkpoint["model_args"]["num_classes"]:
             raise ValueError(f"{len(classes)} class names for {checkpoint['model_args']['num_classes']} classes")
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
         raise UserError(
             f"{path}: the weights do not fit the network that the file states "
             f"({_first_reason(error)}); train or fetch it again."

@@ -5,8 +5,10 @@ Images right in `data_root/<domain>/`, in `<domain>/<split>/` or one folder per 
 decoded once, into one contiguous uint8 tensor [N, H, W, 3]; a batch of it, permuted, is channels_last at no cost.
 """
 
+import contextlib
 import os
 import re
+import threading
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +24,11 @@ from torch import Tensor
 from utils import Progress, UserError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # no other decoder is tried: EPS, for one, runs programs
 MAX_PIXELS = 50_000_000  # a larger image is taken for a decompression bomb
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is looser, and warns beside refusing
+LARGE_PIXELS = 4_000_000  # images above it are decoded one at a time: a few threads with one each would fill the memory
+one_large_image = threading.Lock()
 PLAIN_PNG = {b"\x08\x00\x00\x00\x00": "L", b"\x08\x02\x00\x00\x00": "RGB"}  # depth, colour, coding -> mode
 
 
@@ -35,6 +41,12 @@ class Listing:
     paths: list[Path]
     labels: list[str] | None
     rows: list[int] | None = None  # line numbers in the CSV, None for a folder
+
+    def of(self, kept: list[int]) -> "Listing":
+        """The listing of the images `kept` alone."""
+        names, paths = [self.names[i] for i in kept], [self.paths[i] for i in kept]
+        labels, rows = ([cells[i] for i in kept] if cells else None for cells in (self.labels, self.rows))
+        return Listing(self.origin, names, paths, labels, rows)  # type: ignore[arg-type]
 
     def where(self, i: int) -> str:
         """Where image i stands, for messages: the CSV's row, or the file itself."""
@@ -56,17 +68,26 @@ class Domain:
 # Finding images
 
 
-def is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+def is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Every image below `folder`, sorted by its relative name; hidden folders and links to folders are passed over."""
+    """Every image below `folder`, sorted by its relative name; hidden folders and links to folders are passed over.
+
+    Raises UserError for a folder that cannot be listed: its images would be missing unawares.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(
+            f"{error.filename} cannot be listed ({error.strerror}); make it readable or move it away."
+        ) from error
+
     found = []
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in files if is_image(Path(name))]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+        found += [Path(root, name) for name in files if is_image(name)]
+    return sorted(found, key=Path.as_posix)  # all below one folder: the order of their relative names
 
 
 def domain_folder(data_root: Path, domain: str) -> Path:
@@ -102,8 +123,7 @@ def list_split(data_root: Path, domain: str, split: str, with_labels: bool) -> L
     keep = [i for i, path in enumerate(listing.paths) if path not in taken]
     if not keep:
         raise UserError(f"{home} holds no image that val.csv or test.csv does not list; add images to train on.")
-    labels = [listing.labels[i] for i in keep] if listing.labels is not None else None
-    return Listing(listing.origin, [listing.names[i] for i in keep], [listing.paths[i] for i in keep], labels)
+    return listing.of(keep)
 
 
 def list_folder(folder: Path, with_labels: bool) -> Listing:
@@ -128,7 +148,10 @@ def list_folder(folder: Path, with_labels: bool) -> Listing:
 
 
 def list_csv(csv: Path, with_labels: bool) -> Listing:
-    """List the rows of a CSV; labels stay None where they are not asked for or the column is missing."""
+    """List the rows of a CSV; labels stay None where they are not asked for or the column is missing.
+
+    An image that is listed twice counts once. Raises UserError where its labels differ.
+    """
     wanted = {"image_name", "label"} if with_labels else {"image_name"}
     try:
         table = pd.read_csv(
@@ -144,31 +167,51 @@ def list_csv(csv: Path, with_labels: bool) -> Listing:
     except (ValueError, OSError) as error:  # pandas' parser errors and undecodable text are ValueErrors
         raise UserError(f"{csv} is not readable as CSV ({error}); its first line must be image_name,label.") from error
     table.columns = table.columns.str.strip()
+    twice = table.columns[table.columns.duplicated()]
+    if len(twice):
+        raise UserError(f"{csv} has two columns {twice[0]}; remove one.")
     if "image_name" not in table:
         raise UserError(f"{csv} has no column image_name; its first line must be image_name,label.")
-    table = table.apply(lambda column: column.str.strip())
-    table.index += 2  # the header is row 1
-    table = table[(table != "").any(axis=1)]
-    if table.empty:
+    columns = {name: [cell.strip() for cell in table[name].tolist()] for name in table}
+    filled = [i for i, cells in enumerate(zip(*columns.values(), strict=True)) if any(cells)]
+    if not filled:
         raise UserError(f"{csv} lists no image; add rows or remove the file.")
-    names, rows = table["image_name"].tolist(), table.index.tolist()
-    paths = [resolve_image(csv, row, name) for row, name in zip(rows, names, strict=True)]
-    labels = table["label"].tolist() if "label" in table and table["label"].any() else None
+    names, rows = [columns["image_name"][i] for i in filled], [i + 2 for i in filled]  # the header is row 1
+    labels = [columns["label"][i] for i in filled] if any(columns.get("label", [])) else None
     if labels is not None and "" in labels:
         i = labels.index("")
         raise UserError(f"{csv} row {rows[i]}: no label for {names[i]}; fill it in or remove the row.")
-    return Listing(csv, names, paths, labels, rows)
+    return without_repeats(Listing(csv, names, resolve_images(csv, rows, names), labels, rows))
 
 
-def resolve_image(csv: Path, row: int, name: str) -> Path:
-    """File of an image named in a CSV; UserError for a name that is empty or leads out of the domain's folder."""
-    relative = Path(name)
-    if not name or relative.is_absolute() or ".." in relative.parts:
-        raise UserError(f"{csv} row {row}: image_name {name!r} must be a path inside {csv.parent / 'data'}.")
-    for home in (csv.parent / "data", csv.parent / csv.stem):
-        if home.is_dir():
-            return home / relative
-    return csv.parent / relative
+def resolve_images(csv: Path, rows: list[int], names: list[str]) -> list[Path]:
+    """Files of the images named in a CSV; UserError for a name that is empty or leads out of the domain's folder."""
+    homes = [home for home in (csv.parent / "data", csv.parent / csv.stem) if home.is_dir()]
+    home, paths = (homes or [csv.parent])[0], []
+    for row, name in zip(rows, names, strict=True):
+        if name in ("", "..") or (any(mark in name for mark in "/\\:\0") and leads_out(Path(name))):
+            raise UserError(f"{csv} row {row}: image_name {name!r} must be a path inside {csv.parent / 'data'}.")
+        paths.append(home / name)
+    return paths
+
+
+def leads_out(relative: Path) -> bool:
+    """Whether a path may lead out of the folder that it is meant to be relative to."""
+    return bool(relative.anchor) or ".." in relative.parts or "\0" in str(relative)
+
+
+def without_repeats(listing: Listing) -> Listing:
+    """The listing with each image once, where it stands first; UserError for one with two different labels."""
+    assert listing.rows is not None
+    first: dict[Path, int] = {}
+    for i, path in enumerate(listing.paths):
+        before = first.setdefault(path, i)
+        if before != i and listing.labels and canonical(listing.labels[i]) != canonical(listing.labels[before]):
+            raise UserError(
+                f"{listing.origin} rows {listing.rows[before]} and {listing.rows[i]}: {listing.names[i]} has the "
+                f"labels {listing.labels[before]!r} and {listing.labels[i]!r}; remove the wrong row."
+            )
+    return listing if len(first) == len(listing.paths) else listing.of(list(first.values()))
 
 
 # Labels
@@ -228,16 +271,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def read_image(path: Path, size: int) -> np.ndarray | str:
     """One image as uint8 [size, size, 3], or in words why it is unreadable."""
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
+        if not os.path.isfile(path) and os.path.exists(path):
+            return "no regular file"  # to open a pipe would wait for ever
+        with Image.open(path, formats=FORMATS) as image:
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
                 return f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}"
-            rgb = to_rgb(image)
-            return np.asarray(rgb if rgb.size == (size, size) else rgb.resize((size, size), Image.Resampling.BILINEAR))
+            with one_large_image if pixels > LARGE_PIXELS else contextlib.nullcontext():
+                rgb = to_rgb(image)
+                same = rgb.size == (size, size)
+                return np.asarray(rgb if same else rgb.resize((size, size), Image.Resampling.BILINEAR))
     except FileNotFoundError:
         return "no such file"
     except PermissionError:
         return "no permission to read it"
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
+        if isinstance(error, OSError) and error.errno:  # the file, not its content
+            return f"not readable ({error.strerror})"
         return f"not a readable image ({type(error).__name__})"
 
 
@@ -249,6 +299,8 @@ def read_plain_png(path: Path, size: int) -> np.ndarray | None:
     checksum, another size or depth: None, and Pillow itself and `to_rgb` are to judge.
     """
     try:
+        if not os.path.isfile(path):
+            return None
         with open(path, "rb", buffering=0) as file:
             content = file.read(1 << 16)
         kind = PLAIN_PNG.get(content[24:29])
@@ -308,7 +360,11 @@ def read_domain(listing: Listing, classes: list[str] | None, size: int, workers:
     is worse than no training.
     """
     labels = encode_labels(listing, classes) if classes else None
-    images, unreadable = read_images(listing.paths, size, workers, label)
+    absent = {i: "no such file" for i, path in enumerate(listing.paths) if not os.path.lexists(path)}
+    if absent:  # said before an hour is spent on reading the others
+        images, unreadable = torch.empty(0), absent
+    else:
+        images, unreadable = read_images(listing.paths, size, workers, label)
     if unreadable:
         i, why = next(iter(unreadable.items()))
         place = f"{listing.where(i)}: {listing.paths[i]}" if listing.rows else str(listing.paths[i])

@@ -11,6 +11,7 @@ to 1e-4 of a probability, before it takes its name.
 """
 
 import argparse
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ def compare(found: Tensor, wanted: Tensor, path: Path) -> float:
 def write_pt2(path: Path, predictor: Predictor, images: Tensor, classes: list[str]) -> float:
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(predictor, (images,), dynamic_shapes=({0: batch},))
-    torch.export.save(program, path, extra_files={"classes.json": json.dumps(classes)})
+    content = io.BytesIO()  # as in save_checkpoint: a full disk is to be an OSError
+    torch.export.save(program, content, extra_files={"classes.json": json.dumps(classes)})
+    path.write_bytes(content.getbuffer())
     again = torch.export.load(path).module()
     return max(compare(again(images[:n]), predictor(images[:n]), path) for n in (1, EXAMPLE))
 

@@ -119,7 +119,7 @@ def list_inputs(test_loc: Path) -> tuple[list[str], list[Path]]:
             lines = test_loc.read_text(encoding="utf-8-sig").splitlines()
         except ValueError as error:
             raise UserError(f"--test_loc {test_loc} is no text; list one path a line.") from error
-        names = [line.strip() for line in lines if line.strip()]
+        names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
         paths = [test_loc.parent / name for name in names]
     else:
         raise UserError(
@@ -205,10 +205,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         left_out.update({names[row]: why for row, why in unreadable.items()})
         progress.update(len(chunk_rows) + len(unreadable))
     progress.close()
-    for row, name in enumerate(names):
-        if name in left_out:
-            print(f"left out {paths[row]}: {left_out[name]}")
     if not rows:
+        tell_left_out(names, paths, left_out)
         raise UserError(f"none of the {len(paths)} images in {args.test_loc} is readable; nothing was written.")
     probabilities = torch.cat(parts)
     found = [names[row] for row in rows]
@@ -217,9 +215,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     metrics = checkpoint["metrics"] if isinstance(checkpoint["metrics"], dict) else {}
     text = "\n".join(filter(None, [text, summary(probabilities, classes, metrics)]))
     write_predictions(out_file, found, probabilities, classes, args.probs)
+    tell_left_out(names, paths, left_out)
     print(text)
     print(f"{len(rows)} images labelled, {len(left_out)} left out: {out_file}")
     return {"out_file": str(out_file), "count": len(rows), "left_out": left_out, "score": scored}
+
+
+def tell_left_out(names: list[str], paths: list[Path], left_out: dict[str, str]) -> None:
+    for name, path in zip(names, paths, strict=True):
+        if name in left_out:
+            print(f"left out {path}: {left_out[name]}")
 
 
 def write_predictions(path: Path, names: list[str], probabilities: Tensor, classes: list[str], probs: bool) -> None:

@@ -71,11 +71,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def read_result(run: Path) -> dict[str, Any]:
+    """result.json of a finished run; UserError where there is none, or none of train.py's."""
+    if not (run / "result.json").is_file():
+        raise UserError(f"{run} has no result.json; name a finished run folder, or go on in it with --resume.")
+    keys = ("target_val_accuracy", "source_val_accuracy", "proxy_a_distance", "seconds", "images_per_second")
+    result = read_json(run / "result.json", *keys, "checkpoint", "args")
+    if not isinstance(result["args"], dict) or not {"train_mode", "target_file"} <= set(result["args"]):
+        raise UserError(f"{run / 'result.json'} does not say its arguments; restore it or choose another run folder.")
+    return result
+
+
 def ship(run: Path) -> Path:
     """Write checkpoint/<mode>_<target>.pt and .json of a finished run: the weights that predict, no optimizer."""
-    result = read_json(run / "result.json")
-    checkpoint = load_checkpoint(run / result["checkpoint"])
-    name = f"{result['args']['train_mode']}_{result['args']['target_file']}"
+    result = read_result(run)
+    checkpoint = load_checkpoint(run / Path(result["checkpoint"]).name)
+    name = f"{result['args']['train_mode']}_{result['args']['target_file']}".replace("/", "-")
     save_checkpoint(SHIPPED / f"{name}.pt", {**checkpoint, "resume": None})
     write_json(SHIPPED / f"{name}.json", result)
     return SHIPPED / f"{name}.pt"
@@ -102,9 +113,7 @@ def compare(runs: list[Path]) -> str:
     """Table of runs: accuracies, proxy A-distance, time, and the arguments in which they differ."""
     results = {}
     for name, run in run_names(runs).items():
-        if not (run / "result.json").is_file():
-            raise UserError(f"{run} has no result.json; name a finished run folder, or go on in it with --resume.")
-        results[name] = read_json(run / "result.json")
+        results[name] = read_result(run)
     every = [result["args"] for result in results.values()]
     names = sorted(set().union(*every) - {"run_name", "save_dir"})
     differing = [name for name in names if len({str(args.get(name)) for args in every}) > 1]
@@ -179,7 +188,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise UserError("--out_path draws the curves of runs; name run folders.")
     outcome: dict[str, Any] = {}
     if args.add:
-        result = read_json(args.add / "result.json")
+        result = read_result(args.add)
         write_json(RESULTS / f"{args.add.resolve().name}.json", result)
         print(f"results/{args.add.resolve().name}.json")
     if args.ship:
@@ -200,7 +209,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.readme:
         if not args.readme.is_file():
             raise UserError(f"--readme {args.readme} does not exist.")
-        old = args.readme.read_text(encoding="utf-8")
+        try:
+            old = args.readme.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise UserError(f"--readme {args.readme} is no text; name a README with the results markers.") from error
         new = updated(old, str(args.readme))
         outcome["changed"] = new != old
         if args.check and outcome["changed"]:

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from checkpoint import check_weights
 from dataset import Domain
 from metrics import Answers
 from model import DANN
 from parallel import Ranks
 from strong import Teacher
-from utils import UserError, read_json, save_checkpoint, versions
+from utils import UserError, read_json, remove_parts, save_checkpoint, versions
 
 
 @dataclass
@@ -60,6 +61,9 @@ class Run:
 def open_folder(args: argparse.Namespace) -> Path:
     """Folder of this run, not yet made: a default name that exists gets -2, -3; a given one is refused."""
     folder = args.save_dir / args.run_name
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"run folder {folder}: {place} is a file; choose another --save_dir or --run_name.")
     if args.resume or not folder.exists():
         return folder
     if not args.default_name:
@@ -91,6 +95,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"run folder {folder} is in use by another run; wait for it or stop it.") from error
+        remove_parts(folder)
         yield
     finally:
         os.close(descriptor)
@@ -133,20 +138,25 @@ def check_same_run(folder: Path, args: argparse.Namespace) -> None:
 def restore(run: Run, checkpoint: dict[str, Any]) -> None:
     """Take up weights, optimizer and counters of a checkpoint; UserError when it cannot be gone on from."""
     path, state = run.folder / "last.pt", checkpoint["resume"]
-    if state is None or checkpoint["args"]["classes"] != run.data.classes:
+    if state is None or not isinstance(checkpoint["args"], dict) or checkpoint["args"]["classes"] != run.data.classes:
         raise UserError(
             f"{path} cannot be gone on from: it is of other classes or holds no optimizer; use another --run_name."
         )
     try:
+        check_weights(checkpoint["model"], run.net.arguments)
         run.net.load_state_dict(state["student"] if run.teacher else checkpoint["model"])
         run.optimizer.load_state_dict(state["optimizer"])
         if run.teacher:
             run.teacher.load_state_dict(checkpoint["model"], state["teacher"])
-    except (RuntimeError, ValueError, KeyError) as error:
+        run.step = int(checkpoint["step"])
+        run.kept = [  # `name` will be deleted one day: it is a name, no path
+            {"score": entry["score"] + 0, "step": int(entry["step"]), "name": Path(entry["name"]).name}
+            for entry in state["kept"]
+        ]
+        run.seconds_before, run.training_seconds = float(state["seconds"]), float(state["training_seconds"])
+        run.images_seen, run.distance_before = int(state["images_seen"]), state["distance_before"]
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is of another network than this run's; use another --run_name.") from error
-    run.step, run.kept = checkpoint["step"], state["kept"]
-    run.seconds_before, run.training_seconds = state["seconds"], state["training_seconds"]
-    run.images_seen, run.distance_before = state["images_seen"], state["distance_before"]
 
 
 def make_checkpoint(run: Run, metrics: dict[str, Any], with_resume: bool) -> dict[str, Any]:

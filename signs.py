@@ -47,31 +47,70 @@ def label_free_signs(p: Tensor, limit: int = 2000) -> dict[str, float]:
     }
 
 
+def top_class_share(p: Tensor) -> float:
+    """Share 0..1 of the images, of probabilities [N, K], that get the most frequent answer."""
+    return p.argmax(1).bincount().max().item() / len(p)
+
+
 def warnings_of(lines: list[dict[str, Any]], num_classes: int, adversarial: bool) -> list[str]:
     """What the lines of a finished run's metrics.jsonl give cause to doubt, a sentence each; no label is used.
 
     adversarial: whether the run was to align the domains.
     """
-    found = []
-    last = lines[-1]
-    if last.get("diversity") is not None:
-        answered = math.exp(last["diversity"])
-        if answered < 1.05:
-            found.append(
-                "every target image gets the same answer: the features have collapsed; try another --seed, a lower "
-                "-lr or more steps."
-            )
-        elif answered < num_classes / 2:
-            found.append(
-                f"the answers on the target spread over as few as {answered:.1f} of {num_classes} classes (exp of "
-                "their entropy): unless the target is like that, adaptation has merged classes; compare another --seed."
-            )
-    if adversarial:
-        if max(line["lambda"] for line in lines) == 0:
-            found.append("lambda was 0 in every line: the run was too short to adapt; use more steps.")
-        elif min(line["L_d"] for line in lines) > math.log(2) - 0.003:
-            found.append(
-                "the domain classifier never told the domains apart (L_d stayed at log 2 = 0.693): either they are "
-                "alike, or it does not learn and nothing was adapted; try a higher -lr."
-            )
+    return collapse(lines[-1], num_classes) + (idle_adversary(lines) if adversarial else [])
+
+
+def collapse(last: dict[str, Any], num_classes: int) -> list[str]:
+    """Whether the answers of the last line have run together.
+
+    By the answers themselves first: those of a network that is unsure of everything spread their probabilities and
+    still may name one class alone.
+    """
+    if last.get("diversity") is None:
+        return []
+    answered, share = math.exp(last["diversity"]), last.get("top_class_share") or 0.0
+    if answered < 1.05 or share > 0.99:
+        return [
+            "every target image, or nearly every, gets the same answer: the features have collapsed; try another "
+            "--seed, a lower -lr or more steps."
+        ]
+    if answered < num_classes / 2 or share > max(0.6, 2 / num_classes):
+        return [
+            f"the answers on the target spread over as few as {answered:.1f} of {num_classes} classes (exp of "
+            f"their entropy), and one class gets {share:.0%} of them: unless the target is like that, adaptation has "
+            "merged classes; compare another --seed."
+        ]
+    return []
+
+
+def idle_adversary(lines: list[dict[str, Any]]) -> list[str]:
+    """Whether lambda or the domain classifier did nothing, or nothing of use, to align the domains.
+
+    A constant domain classifier has L_d = log 2 at best: far above, it is worse than none, and what it sends back is
+    noise.
+    """
+    guess, found = math.log(2), []
+    if max(line["lambda"] for line in lines) < 1e-3:
+        found.append("lambda was 0 in every line, or nearly: the run was too short to adapt; use more steps.")
+    if min(line["L_d"] for line in lines) > guess + 0.1 or lines[-1]["L_d"] > guess + 0.5:
+        found.append(
+            f"the domain classifier does worse than a guess (L_d {lines[-1]['L_d']:.2f}, a guess has 0.69): it does "
+            "not follow the features and nothing was adapted; try a lower -lr."
+        )
+    elif min(line["L_d"] for line in lines) > guess - 0.003:
+        found.append(
+            "the domain classifier never told the domains apart (L_d stayed at log 2 = 0.693): either they are "
+            "alike, or it does not learn and nothing was adapted; try a higher -lr."
+        )
+    elif len(lines) > 2 and all(stands_still(line, guess) for line in lines[len(lines) // 2 :]):
+        found.append(
+            "the domain classifier no longer tells the domains apart (L_d is log 2 = 0.693 and its accuracy one half "
+            "since the middle of the run): either they are alike now, or it has stopped learning; compare "
+            "proxy_a_distance in result.json, which is near 0 where they are alike."
+        )
     return found
+
+
+def stands_still(line: dict[str, Any], guess: float) -> bool:
+    """Whether the domain classifier of a line answers as if it saw nothing."""
+    return abs(line["L_d"] - guess) < 0.001 and abs((line.get("domain_accuracy") or 0.5) - 0.5) < 0.005

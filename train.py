@@ -35,7 +35,7 @@ from model import DANN, SOURCE, TARGET, lambda_schedule, learning_rate
 from parallel import Ranks, join
 from plots import draw_confusion, draw_curves, draw_mistakes
 from runs import Data, Run, check_same_run, locked, make_folder, open_folder, plain_args, restore, save_run
-from signs import SIGNS, label_free_signs, warnings_of
+from signs import SIGNS, label_free_signs, top_class_share, warnings_of
 from strong import TEACHER_SIGNS, Teacher, ramp
 from utils import (
     InterruptFlag,
@@ -54,6 +54,7 @@ from utils import (
 )
 
 ALONE = Ranks()
+SIGN_IMAGES = 2000  # of a target without a labelled val set, on which the label-free signs are measured
 LOGGED = ("L_y", "L_d", "L_u", "domain_accuracy", *TEACHER_SIGNS)  # means of the steps
 
 
@@ -197,6 +198,8 @@ def train(run: Run, log: RunLog | None, began: float) -> bool:
             run.images_seen += images_a_step
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0) + value.detach()
+            if device.type == "cpu" or run.step % 50 == 0:  # to ask a GPU is to wait for it
+                check_finite(run, totals, lr)
             stop = ranks.any(interrupt.raised, device)
             if not log or not progress:
                 continue
@@ -204,7 +207,7 @@ def train(run: Run, log: RunLog | None, began: float) -> bool:
             if run.step % val_period == 0 or run.step == run.total_steps or stop:
                 means = {name: value.item() / (run.step - since) for name, value in totals.items()}
                 run.training_seconds += time.monotonic() - mark
-                check_finite(run, means, lr)
+                check_finite(run, {**totals, "a weight": weight_sum(run.predictor)}, lr)
                 line = validate(run, means, p, lambda_p, lr, run.seconds_before + time.monotonic() - began)
                 log.write(line)
                 progress.say(summary(line, run.total_steps))
@@ -215,9 +218,14 @@ def train(run: Run, log: RunLog | None, began: float) -> bool:
     return run.step == run.total_steps
 
 
-def check_finite(run: Run, means: dict[str, float], lr: float) -> None:
-    """UserError when a loss is nan or infinite, before anything is saved."""
-    bad = [name for name, value in means.items() if not abs(value) < float("inf")]
+def weight_sum(net: DANN) -> Tensor:
+    """A number that is finite where every weight and statistic of a network is."""
+    return torch.stack([value.float().abs().sum() for value in net.state_dict().values()]).sum()
+
+
+def check_finite(run: Run, found: dict[str, Tensor], lr: float) -> None:
+    """UserError when a loss, or what else is `found`, is nan or infinite, before anything is saved."""
+    bad = [name for name, value in found.items() if not abs(value.item()) < float("inf")]
     if bad:
         good = (
             f"the last good checkpoint is {run.folder / 'last.pt'}"
@@ -225,8 +233,8 @@ def check_finite(run: Run, means: dict[str, float], lr: float) -> None:
             else "no checkpoint was written before"
         )
         raise UserError(
-            f"{bad[0]} is no finite number before step {run.step} (learning rate {lr:.2g}); {good}; start "
-            "again with a smaller -lr or with --precision fp32."
+            f"{bad[0]} is no finite number at step {run.step} (learning rate {lr:.2g}); {good}; start again with a "
+            "smaller -lr or with --precision fp32."
         )
 
 
@@ -234,11 +242,11 @@ def validate(run: Run, means: dict[str, float], p: float, lambda_p: float, lr: f
     """One line of metrics.jsonl; None (null) for what was not measured.
 
     Losses and shares are means since the last line; p, lambda and lr those of the step just done. The label-free signs
-    are of the target's val images.
+    are of the target's val images or, where those have no labels, of the first of its train images.
     """
     measure(run)
     run.measured_step = run.step
-    source, target = run.measured["source_val"], run.measured["target_val"]
+    source, target = run.measured["source_val"], run.measured["target"]
     signs = label_free_signs(target.probabilities) if target else {}
     return {
         "step": run.step,
@@ -248,17 +256,22 @@ def validate(run: Run, means: dict[str, float], p: float, lambda_p: float, lr: f
         "lr": lr,
         **{name: means.get(name) for name in LOGGED},
         "source_val_accuracy": share_right(source),
-        "target_val_accuracy": share_right(target),
+        "target_val_accuracy": share_right(run.measured["target_val"]),
         **{name: signs.get(name) for name in SIGNS},
+        "top_class_share": top_class_share(target.probabilities) if target else None,
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
     }
 
 
 def measure(run: Run) -> None:
-    """Predict both val sets with the network that predicts."""
+    """Predict both val sets with the network that predicts; `target`: without such a val set, images of its train."""
+    data, unlabelled = run.data, run.data.unlabelled
+    target_val = answers(run.predictor, data.target_val)
+    seen = Domain(unlabelled.images[:SIGN_IMAGES], None, []) if unlabelled and not target_val else None
     run.measured = {
-        "source_val": answers(run.predictor, run.data.source_val, SOURCE),
-        "target_val": answers(run.predictor, run.data.target_val),
+        "source_val": answers(run.predictor, data.source_val, SOURCE),
+        "target_val": target_val,
+        "target": target_val or answers(run.predictor, seen),
     }
 
 

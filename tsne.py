@@ -110,7 +110,9 @@ def write_coordinates(path: Path, sides: list[Side], classes: list[str], points:
     ]
     table = pd.DataFrame(rows, columns=["image_name", "domain", "label", "prediction"])
     with atomic_path(path) as part:
-        table.assign(x=points[:, 0], y=points[:, 1]).to_csv(part, index=False, float_format="%.4f")
+        table.assign(x=points[:, 0], y=points[:, 1]).to_csv(
+            part, index=False, float_format="%.4f", errors="surrogateescape"
+        )
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 import argparse
 import contextlib
+import errno
+import io
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import sys
@@ -14,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import torch
 from tqdm import tqdm
@@ -24,7 +27,13 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 
 class UserError(Exception):
-    """Something the user can mend: one sentence that says what is wrong, where, and what to do. Exit code 2."""
+    """Something the user can mend: one sentence that says what is wrong, where, and what to do. Exit code 2.
+
+    A name with a line break in it does not break the sentence in two.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(" ".join(sentence.splitlines()))
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,32 +69,87 @@ def bounded(kind: Callable[[str], Any], low: float, high: float = float("inf"), 
 SEED = bounded(int, 0, 2**31 - 1)
 
 
+class GoesOn:
+    """A stream whose reader may leave (`train.py ... | head -3`): what is written then is dropped, the work goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(BrokenPipeError):
+            return self.stream.write(text)
+        return self._drop(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self._drop("")
+
+    def _drop(self, text: str) -> int:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f)",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "choose a folder that can be written",
+    errno.EPERM: "choose a folder that can be written",
+    errno.ENOTDIR: "choose a folder that can be written",
+    errno.EEXIST: "choose a folder that can be written",
+}
+
+
+def refusal_by_the_system(error: OSError) -> str:
+    """A full disk, a read-only folder or a vanished file in one sentence, with what to do."""
+    where = f"{error.filename}: " if error.filename else ""
+    remedy = REMEDIES.get(error.errno or 0, "see that the place is there")
+    return (
+        f"{where}{error.strerror or error}; nothing was left half written; {remedy} and start again (a training with "
+        "--resume)."
+    )
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out: each allocator has words of its own."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
 def run_script(main: Callable[[], dict[str, Any]]) -> NoReturn:
     """Run a script's `main` and turn its outcome into the exit code: 0 done, 1 something left out, 2 refused or failed.
 
     An interrupted script ends with 130, the shell's code for Ctrl-C. `main` names what it left out in `left_out`.
     """
     script = Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
+    sys.stdout, sys.stderr = GoesOn(sys.stdout), GoesOn(sys.stderr)
     try:
         outcome = main()
+        sys.stdout.flush()
     except UserError as error:
         print(f"{script}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\n{script}: interrupted.", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(2)
-    except torch.OutOfMemoryError:
-        print(f"{script}: the device ran out of memory; use a smaller --batch_size or --device cpu.", file=sys.stderr)
-        sys.exit(2)
     except OSError as error:  # full disk, read-only folder, vanished file
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"{script}: {where}{error.strerror or error}; nothing was left half written.", file=sys.stderr)
+        print(f"{script}: {UserError(refusal_by_the_system(error))}", file=sys.stderr)
         sys.exit(2)
-    except Exception:  # a fault of ours: its traceback is what a report needs, but 1 would say "done"
-        traceback.print_exc()
+    except Exception as error:
+        if out_of_memory(error):
+            print(f"{script}: the memory is used up; use a smaller --batch_size or another --device.", file=sys.stderr)
+        else:  # a fault of ours: its traceback is what a report needs, but 1 would say "done"
+            traceback.print_exc()
         sys.exit(2)
     sys.exit(130 if outcome.get("interrupted") else 1 if outcome.get("left_out") else 0)
 
@@ -155,21 +219,60 @@ def describe_device(device: torch.device) -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that replaces it, flushed to disk, when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    part = Path(name)
+    """Yield a temporary path beside `path` that replaces it, flushed to disk, when the block ends without an error.
+
+    An OSError names `path`, whatever the system called it.
+    """
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        with replacing(Path(name), path):
+            yield Path(name)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError of the block name `path`: a write to a full disk names no file, a temporary one means nothing."""
     try:
-        yield part
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextlib.contextmanager
+def replacing(part: Path, path: Path) -> Iterator[None]:
+    """Let `part` take the place of `path` when the block ends well, on the disk before the old one is gone."""
+    try:
+        yield
         umask = os.umask(0)
         os.umask(umask)
         part.chmod(0o666 & ~umask)  # mkstemp's 0600 would keep colleagues out
-        with part.open("rb+") as written:
-            os.fsync(written.fileno())
+        flush_to_disk(part)
         os.replace(part, path)
+        flush_to_disk(path.parent)  # a new name lives in its folder, which has a cache of its own
     finally:
         part.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, would survive a power cut."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folder
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what processes that were killed while writing left in a folder that nobody else writes to."""
+    for file in folder.iterdir():
+        if re.fullmatch(r"\..+(\.\w+)\.[a-z0-9_]{8}\1", file.name):  # as atomic_path names them
+            file.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -178,18 +281,26 @@ def write_json(path: Path, value: Any) -> None:
         part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON from `path`; UserError when it is absent or no JSON."""
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON object from `path`; UserError when it is absent, no JSON, or lacks one of `keys`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+        missing = [key for key in keys if key not in found]
+        if missing:
+            raise ValueError(f"it has no {missing[0]!r}")
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); restore it or choose another run folder.") from error
+    return found
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint {model, model_args, args, step, metrics, versions, resume} whole or not at all."""
-    with atomic_path(path) as part, part.open("wb") as file:  # a Python file: a full disk is an OSError
-        torch.save(checkpoint, file)
+    content = io.BytesIO()
+    torch.save(checkpoint, content)  # into memory: on a full disk torch would end in a RuntimeError about positions
+    with atomic_path(path) as part:
+        part.write_bytes(content.getbuffer())
 
 
 # The log of a run
@@ -215,6 +326,7 @@ class RunLog:
     """
 
     def __init__(self, path: Path, keep_until: int, tensorboard: bool = False) -> None:
+        self.path = path
         self.lines = [line for line in read_metrics(path) if line["step"] <= keep_until]
         with atomic_path(path) as part:
             part.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
@@ -229,8 +341,10 @@ class RunLog:
 
     def write(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        with naming(self.path):
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+            os.fsync(self.file.fileno())  # on the disk before the checkpoint that counts on it
         self.show(line)
 
     def show(self, line: dict[str, Any]) -> None:
@@ -242,20 +356,24 @@ class RunLog:
             self.board.flush()
 
     def close(self) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):  # of a full disk, which `write` has told
+            self.file.close()
         if self.board:
             self.board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics.jsonl; a last line that a killed run left half written is dropped."""
+    """Lines of a metrics.jsonl up to the first that is none, such as a last one that a killed run left half written."""
     lines = []
     if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
             except ValueError:
                 break
+            if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+                break
+            lines.append(line)
     return lines
 
 

@@ -1,7 +1,17 @@
 """Demo data once a session, short runs on it, and helpers that several test files use."""
 
+import contextlib
+import io
+import itertools
 import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
@@ -12,6 +22,7 @@ from PIL import Image
 
 import prepare_data
 import train
+from utils import run_script
 
 QUICK = ["--max_steps", "12", "--batch_size", "16", "--val_period", "6", "--precision", "fp32", "--device", "cpu"]
 
@@ -74,6 +85,48 @@ def write_domain(folder: Path, counts: dict[str, int], seed: int = 0, labelled: 
             lines.append(f"{name},{i % classes}" if with_label else name)
             number += 1
         (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder of this process, which is not root until the test ends: root may read and write whatever its mode."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others
+        if os.geteuid():
+            yield Path(folder)
+            return
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(0)
+
+
+def ended(script: ModuleType, *argv: object) -> tuple[int, str, str]:
+    """Exit code, output and errors of a script, run in this process as its last line runs it."""
+    out, error = io.StringIO(), io.StringIO()
+    before, sys.argv = sys.argv, [f"{script.__name__}.py"]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), pytest.raises(SystemExit) as end:
+            run_script(partial(script.main, [str(word) for word in argv]))
+    finally:
+        sys.argv = before
+    return int(end.value.code or 0), out.getvalue(), error.getvalue()
+
+
+@contextlib.contextmanager
+def ctrl_c_in_step(number: int) -> Iterator[None]:
+    """Press Ctrl-C at the end of the training step of that number, from 1."""
+    step, numbers = train.train_step, itertools.count(1)
+
+    def interrupted(*args: Any) -> None:
+        step(*args)
+        if next(numbers) == number:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", interrupted)
+        yield
 
 
 def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

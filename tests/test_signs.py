@@ -1,11 +1,18 @@
 """Label-free signs are what their formulas say."""
 
+import itertools
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import QUICK
+from PIL import Image
 
-from signs import SIGNS, label_free_signs, soft_neighbourhood_density, warnings_of
+import train
+from model import DANN
+from signs import SIGNS, label_free_signs, soft_neighbourhood_density, top_class_share, warnings_of
 
 
 def test_sure_and_even_answers_have_all_the_information() -> None:
@@ -54,7 +61,7 @@ def test_a_sound_run_gives_no_warning() -> None:
 @pytest.mark.parametrize(
     ("lines", "sentence"),
     [
-        ([line(diversity=0.0)], "every target image gets the same answer"),
+        ([line(diversity=0.0)], "every target image, or nearly every, gets the same answer"),
         ([line(), line(diversity=math.log(3))], "spread over as few as 3.0 of 10 classes"),
         ([line(**{"lambda": 0.0})], "lambda was 0 in every line"),
         ([line(L_d=0.6931), line(L_d=0.6929)], "the domain classifier never told the domains apart"),
@@ -63,3 +70,85 @@ def test_a_sound_run_gives_no_warning() -> None:
 def test_what_goes_wrong_is_said_in_plain_words(lines: list[dict[str, float]], sentence: str) -> None:
     (found,) = warnings_of(lines, 10, adversarial=True)
     assert sentence in found
+
+
+# Real runs that go wrong
+
+
+class Spoilt:
+    """A run of a few steps on tiny data whose network is changed before its steps; `warnings` is what it says."""
+
+    def __init__(self, small_data: Path, save_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.arguments = ["--data_root", str(small_data), "--target_file", "usps", "--save_dir", str(save_dir), *QUICK]
+        self.monkeypatch = monkeypatch
+
+    def warnings(self, before_step: Callable[[DANN, int], None], *more: str) -> list[str]:
+        original, number = train.train_step, itertools.count()
+
+        def spoilt(net: DANN, optimizer: torch.optim.Optimizer, losses: dict[str, torch.Tensor]) -> None:
+            original(net, optimizer, losses)
+            before_step(net, next(number))
+
+        self.monkeypatch.setattr(train, "train_step", spoilt)
+        return train.main([*self.arguments, "--train_mode", "dann", "--val_period", "2", *more])["warnings"]
+
+
+@pytest.fixture
+def spoilt(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spoilt:
+    return Spoilt(small_data, tmp_path, monkeypatch)
+
+
+@torch.no_grad()
+def set_last(part: torch.nn.Module, weight: float, bias: float = 0.0) -> None:
+    """Set the last layer of a part: `bias` goes to its first output."""
+    *_, last_bias = part.parameters()
+    list(part.parameters())[-2].mul_(weight)
+    last_bias.zero_()
+    last_bias[0] = bias
+
+
+def test_a_run_too_short_for_lambda_to_rise_says_so(spoilt: Spoilt) -> None:
+    found = spoilt.warnings(lambda net, step: None, "--max_steps", "1")
+    assert "lambda was 0 in every line, or nearly: the run was too short to adapt; use more steps." in found
+
+
+def test_a_domain_classifier_that_never_learns_says_so(spoilt: Spoilt) -> None:
+    found = spoilt.warnings(lambda net, step: set_last(net.domain_classifier, 0.0))
+    assert [sentence for sentence in found if sentence.startswith("the domain classifier never told the domains apart")]
+
+
+def test_a_domain_classifier_that_stops_learning_on_the_way_says_so(
+    spoilt: Spoilt, small_data: Path, tmp_path: Path
+) -> None:
+    """It tells blank images from others, until its last layer dies."""
+    (tmp_path / "mnistm").symlink_to(small_data / "mnistm")
+    (tmp_path / "usps").mkdir()
+    for i in range(20):
+        Image.new("L", (28, 28), i).save(tmp_path / "usps" / f"{i}.png")
+
+    def change(net: DANN, step: int) -> None:
+        if step >= 9:
+            set_last(net.domain_classifier, 0.0)
+
+    found = spoilt.warnings(change, "--max_steps", "24", "-lr", "0.02", "--data_root", str(tmp_path))
+    assert [sentence for sentence in found if sentence.startswith("the domain classifier no longer tells")]
+    assert found[0].startswith("every target image, or nearly every, gets the same answer")  # without a val set, too
+
+
+def test_a_domain_classifier_that_is_worse_than_a_guess_says_so(spoilt: Spoilt) -> None:
+    found = spoilt.warnings(lambda net, step: set_last(net.domain_classifier, 1.0, bias=9.0))
+    assert [sentence for sentence in found if sentence.startswith("the domain classifier does worse than a guess")]
+
+
+def test_a_target_that_is_predicted_as_one_class_says_so_however_unsure_the_answers_are(spoilt: Spoilt) -> None:
+    found = spoilt.warnings(lambda net, step: set_last(net.label_classifier, 0.0, bias=0.05))
+    assert found[0].startswith("every target image, or nearly every, gets the same answer")
+
+
+def test_a_target_of_which_most_is_predicted_as_one_class_says_so() -> None:
+    (found,) = warnings_of([line(top_class_share=0.8)], 10, adversarial=True)
+    assert "and one class gets 80% of them" in found
+
+
+def test_the_top_class_share_is_that_of_the_most_frequent_answer() -> None:
+    assert top_class_share(torch.eye(4)[[0, 1, 1, 1, 3]]) == 0.6

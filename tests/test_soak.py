@@ -1,44 +1,71 @@
-"""Nothing lost, nothing let in: kills at random moments, and files and arguments that nobody would write.
+"""Nothing lost, nothing let in: kills at random moments, files and arguments that nobody would write, and load.
 
-`make test` runs a short version, `make soak` (SOAK=1) the long one; the counts stand in the README's table.
+`make test` runs a short version, `make soak` (SOAK=1) the long one, which ends with a line of counts; they stand in the
+README's table.
 """
 
 import io
+import itertools
+import json
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import same_tensors
+from conftest import ended, same_tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import benchmark
+import export
 import inference
 import prepare_data
+import report
 import train
 import tsne
 from checkpoint import build_network, load_checkpoint
-from dataset import class_names, encode_labels, list_csv, read_image, read_plain_png
+from dataset import class_names, encode_labels, list_csv, list_split, read_domain, read_image, read_plain_png
 from model import DANN
 from utils import UserError
 
 SOAK = bool(os.environ.get("SOAK"))
-KILLS = 24 if SOAK else 3
-CASES = 4000 if SOAK else 120  # of each kind of hostile input
+LONG = {"kills": 24, "cases": 4000, "rounds": 10}
+SHORT = {"kills": 3, "cases": 120, "rounds": 1}
+KILLS, CASES, ROUNDS = (LONG if SOAK else SHORT).values()  # of a recipe; of each kind; two predictions into one file
+IMAGES = 200_000  # to predict
+ROWS = 1_000_000 if SOAK else 20_000  # of a CSV
 PROJECT = Path(train.__file__).parent
+COUNTS: Counter[str] = Counter()  # what was done, for the README
 fuzzing = settings(
     max_examples=CASES, deadline=None, derandomize=not SOAK, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def counts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Say at the end what was done."""
+    began = time.monotonic()
+    yield
+    COUNTS["seconds"] = round(time.monotonic() - began)
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\ndone: {json.dumps(COUNTS)}")
+
+
 # Kills
+
+
+PART = re.compile(r"\..+\.[a-z0-9_]{8}\.\w+")  # what atomic_path has not renamed yet
 
 
 def command(data: Path, save_dir: Path, *more: str) -> list[str]:
@@ -53,7 +80,7 @@ def command(data: Path, save_dir: Path, *more: str) -> list[str]:
 def test_a_run_killed_at_random_moments_ends_with_the_weights_of_one_never_killed(
     recipe: str, small_data: Path, tmp_path: Path
 ) -> None:
-    """Saving takes most of such short steps' time, so that many kills fall into it."""
+    """At random moments, and every other time while a checkpoint is written."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command(small_data, tmp_path / "whole", "--recipe", recipe), check=True, env=environment)
     rng, kills = random.Random(recipe), 0
@@ -64,10 +91,16 @@ def test_a_run_killed_at_random_moments_ends_with_the_weights_of_one_never_kille
         before = last.stat().st_mtime_ns if last.exists() else 0
         while process.poll() is None and (last.stat().st_mtime_ns if last.exists() else 0) == before:
             time.sleep(0.01)  # until a first checkpoint of this process: kills of mere imports test nothing
-        time.sleep(rng.uniform(0, 0.3))
+        if kills % 2:  # every other one while it saves
+            while process.poll() is None and not any(last.parent.glob(".last.pt.*")):
+                time.sleep(0.0005)
+        else:
+            time.sleep(rng.uniform(0, 0.3))
         process.kill()
         kills += 1
         assert process.wait() in (0, -9)  # done, or killed: nothing else may end it
+        COUNTS[f"kills of recipe {recipe}"] += 1
+        COUNTS["of them while writing a file"] += any(PART.fullmatch(file.name) for file in last.parent.iterdir())
         if process.returncode == 0:  # it was faster: start over, so that the kills go on
             assert load_checkpoint(last)["step"] == 60
             for file in (tmp_path / "cut" / "run").iterdir():
@@ -80,9 +113,8 @@ def test_a_run_killed_at_random_moments_ends_with_the_weights_of_one_never_kille
     whole, cut = (load_checkpoint(tmp_path / name / "run" / "last.pt") for name in ("whole", "cut"))
     assert same_tensors(whole["model"], cut["model"])
     assert whole["step"] == cut["step"] == 60
-    assert {path.name for path in (tmp_path / "cut" / "run").iterdir() if not path.name.startswith(".")} == {
-        path.name for path in (tmp_path / "whole" / "run").iterdir()
-    }
+    names = [sorted(path.name for path in (tmp_path / name / "run").iterdir()) for name in ("whole", "cut")]
+    assert names[0] == names[1]  # nothing is missing, and nothing half written is left
 
 
 # Hostile files
@@ -92,6 +124,9 @@ PARSERS = {
     "inference": inference.build_parser(),
     "tsne": tsne.build_parser(),
     "prepare_data": prepare_data.build_parser(),
+    "export": export.build_parser(),
+    "report": report.build_parser(),
+    "benchmark": benchmark.build_parser(),
 }
 FLAGS = sorted({flag for p in PARSERS.values() for action in p._actions for flag in action.option_strings})
 VALUES = [
@@ -152,6 +187,8 @@ def test_any_csv_is_read_or_refused_in_one_sentence(content: bytes, tmp_path: Pa
 
     refusal = refusal_of(read)
     assert str(csv) in refusal or not refusal
+    COUNTS["CSVs"] += 1
+    COUNTS["CSVs refused"] += bool(refusal)
 
 
 @fuzzing
@@ -173,7 +210,117 @@ def test_any_arguments_are_taken_or_refused_in_one_sentence(words: list[str], sc
                 raise
 
     refusal = refusal_of(parse)
-    assert len(refusal.splitlines()) <= 1 or len(" ".join(words).splitlines()) > 1
+    assert len(refusal.splitlines()) <= 1
+    COUNTS["argument lists"] += 1
+    COUNTS["argument lists refused"] += bool(refusal)
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file below a folder, with its size and the time of its last change."""
+    return {
+        str(file): (file.stat().st_size, file.stat().st_mtime_ns)
+        for file in folder.rglob("*")
+        if "__pycache__" not in file.parts and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    }
+
+
+@pytest.fixture
+def home(dann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with things to read in `in` and nothing in `out`, where report.py's own folders lie too.
+
+    Exporting takes seconds and measuring minutes: the one writes a word, the other nothing.
+    """
+    shutil.copytree(dann_run, tmp_path / "in" / "run")
+    (tmp_path / "in" / "images").mkdir()
+    Image.new("L", (28, 28), 9).save(tmp_path / "in" / "images" / "x.png")
+    (tmp_path / "in" / "labels.csv").write_text("image_name,label\nx.png,3\n")
+    (tmp_path / "in" / "bad.pt").write_bytes(b"x")
+    for domain in ("mnistm", "usps"):
+        (tmp_path / "in" / domain).mkdir()
+    for name in ("RESULTS", "SHIPPED"):
+        monkeypatch.setattr(report, name, tmp_path / "out" / name)
+    monkeypatch.setattr(export, "FORMATS", {".pt2": lambda path, *_: path.write_text("x") * 0.0})
+    monkeypatch.setattr(benchmark, "training_data", lambda _: None)
+    for part in ("training", "prediction", "start", "growth", "accuracy"):
+        monkeypatch.setattr(benchmark, f"measure_{part}", lambda *_: {})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+READABLE = [
+    "in/run",
+    "in/run/last.pt",
+    "in/bad.pt",
+    "in/images",
+    "in/images/x.png",
+    "in",
+    "absent",
+    "",
+    "..",
+    "/dev/null",
+]
+WRITTEN = [
+    "out",
+    "out/x.csv",
+    "out/x.pt2",
+    "out/deep/er.png",
+    "out/x.png",
+    "out/none/x.md",
+    "in/bad.pt/x.pt2",
+]
+SOUND = {"--test_loc": "in/images", "--data_root": "in", "--labels": "in/labels.csv"}
+WRITING = {"--out_path", "--out", "--signs", "--readme"}
+SCRIPTS = {"inference": inference, "export": export, "report": report, "benchmark": benchmark}
+READING = {
+    "inference": ["--checkpoint", "--test_loc", "--labels"],
+    "export": ["--checkpoint"],
+    "report": ["--add", "--ship"],
+    "benchmark": ["--data_root"],
+}
+
+
+@st.composite
+def command_lines(draw: st.DrawFn) -> tuple[str, list[str]]:
+    """A script and flags with values: those that write get places in `out`, the others anything."""
+    script = draw(st.sampled_from(sorted(SCRIPTS)))
+    actions = [action for action in PARSERS[script]._actions if action.option_strings and action.dest != "help"]
+    words: list[str] = []
+    chosen = draw(st.lists(st.sampled_from(actions), max_size=4))
+    required = [action for action in actions if action.required]
+    for action in [*required, *chosen] if draw(st.integers(0, 9)) else chosen:
+        flag = action.option_strings[-1]
+        words.append(flag)
+        if flag in WRITING:
+            words.append(draw(st.sampled_from(WRITTEN)))
+        elif flag in READING[script]:
+            words.append(draw(st.one_of(st.just(SOUND.get(flag, "in/run")), st.sampled_from(READABLE))))
+        elif action.nargs != 0:
+            sound = st.sampled_from([*map(str, action.choices or [1, 2])])
+            words.append(draw(st.one_of(sound, sound, st.sampled_from(VALUES), st.text(max_size=5))))
+    if script == "report":
+        words = draw(st.lists(st.sampled_from(READABLE), max_size=2)) + words
+    if script == "benchmark":  # its default is the project's own folder
+        words += ["--out", draw(st.sampled_from(WRITTEN))]
+    return script, words
+
+
+@settings(fuzzing, max_examples=max(60, CASES // 4))
+@given(line=command_lines())
+def test_any_command_line_ends_in_an_exit_code_and_writes_into_its_output_alone(
+    line: tuple[str, list[str]], home: Path
+) -> None:
+    script, words = line
+    before = snapshot(home / "in"), snapshot(PROJECT)
+    code, _, error = ended(SCRIPTS[script], *words)
+    assert "Traceback" not in error, error
+    assert code in (0, 1, 2)
+    if code == 2:
+        assert error.splitlines()[-1].startswith(f"{script}.py: ")
+    assert (snapshot(home / "in"), snapshot(PROJECT)) == before
+    assert {file.name for file in home.iterdir()} <= {"in", "out"}
+    shutil.rmtree(home / "out", ignore_errors=True)
+    COUNTS["command lines run"] += 1
+    COUNTS["command lines refused"] += code == 2
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
@@ -214,6 +361,7 @@ def test_any_image_is_read_or_named_and_the_plain_reader_agrees_with_pillow(tmp_
             assert np.array_equal(np.broadcast_to(plain, (28, 28, 3)), found)
         read += not isinstance(found, str)
     assert 0 < read < CASES
+    COUNTS["images"], COUNTS["images refused"] = CASES, CASES - read
 
 
 def test_any_checkpoint_is_loaded_or_refused_in_one_sentence(dann_run: Path, tmp_path: Path) -> None:
@@ -227,4 +375,100 @@ def test_any_checkpoint_is_loaded_or_refused_in_one_sentence(dann_run: Path, tmp
         refused += bool(refusal)
         assert str(file) in refusal or not refusal
         assert "\n" not in refusal
+        COUNTS["checkpoints"] += 1
     assert refused > 10
+    COUNTS["checkpoints refused"] = refused
+
+
+# Load
+
+
+def test_a_csv_of_a_million_rows_is_listed_in_seconds_and_refused_at_its_first_absent_image(tmp_path: Path) -> None:
+    """A million in make soak, fewer in make test; no image is written but the first."""
+    (tmp_path / "d" / "data").mkdir(parents=True)
+    Image.new("L", (28, 28)).save(tmp_path / "d" / "data" / "0000000.png")
+    csv = tmp_path / "d" / "train.csv"
+    csv.write_text("image_name,label\n" + "".join(f"{i:07d}.png,{i % 10}\n" for i in range(ROWS)))
+    began = time.process_time()
+    listing = list_split(tmp_path, "d", "train", True)
+    assert listing is not None
+    assert len(listing.names) == ROWS
+    refusal = refusal_of(lambda: read_domain(listing, [str(k) for k in range(10)], 28, 1))
+    assert time.process_time() - began < 60
+    assert refusal == (
+        f"{csv} row 3: {tmp_path / 'd' / 'data' / '0000001.png'}: no such file ({ROWS - 1} such images in all); "
+        "restore the image or remove the row."
+    )
+    COUNTS["rows of the longest CSV"] = ROWS
+
+
+@pytest.mark.skipif(not SOAK or sys.platform != "linux", reason="make soak; test_disk.py has the short version")
+def test_the_memory_of_prediction_does_not_grow_with_the_images_but_for_their_names_and_answers(
+    dann_run: Path, tmp_path: Path
+) -> None:
+    """Links to five images; peak memory of a process that predicts few of them, and of one that predicts all."""
+    rng = np.random.default_rng(0)
+    few, all_of_them = tmp_path / "few", tmp_path / "all"
+    few.mkdir()
+    all_of_them.mkdir()
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    for i in range(IMAGES):
+        for folder in (few, all_of_them) if i < IMAGES // 10 else (all_of_them,):
+            (folder / f"{i:06d}.png").symlink_to(tmp_path / f"{i % 5}.png")
+    code = (  # ru_maxrss would be the parent's, where that is more
+        "import inference, re, sys; inference.main(sys.argv[1:]); "
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
+    )
+    peaks = []
+    for folder in (few, all_of_them):
+        flags = [
+            "--checkpoint",
+            str(dann_run),
+            "--test_loc",
+            str(folder),
+            "--out_path",
+            str(folder.with_suffix(".csv")),
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *flags], cwd=PROJECT, check=True, capture_output=True, text=True
+        )
+        peaks.append(int(done.stdout.splitlines()[-1]) * 1024)
+    labels = [line.split(",")[1] for line in (tmp_path / "all.csv").read_text().splitlines()[1:]]
+    assert len(labels) == IMAGES
+    assert labels == [label for label, _ in zip(itertools.cycle(labels[:5]), range(IMAGES), strict=False)]
+    each = (peaks[1] - peaks[0]) / (IMAGES - IMAGES // 10)
+    assert each * IMAGES < 1500 * IMAGES + (30 << 20)  # an image's pixels alone would be 2,352 bytes; noise aside
+    COUNTS["images predicted"] = IMAGES
+    COUNTS["peak memory in MB"] = peaks[1] >> 20
+    COUNTS["bytes more an image"] = round(each)
+
+
+def test_two_predictions_into_the_same_file_never_mix(dann_run: Path, tmp_path: Path) -> None:
+    rng, wanted, folders = np.random.default_rng(5), [], [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+        for i in range(20):
+            pixels = rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{folder.name}_{i}.png")
+        assert ended(inference, "--checkpoint", dann_run, "--test_loc", folder, "--out_path", tmp_path / "a")[0] == 0
+        wanted.append((tmp_path / "a" / "pred.csv").read_text())
+    for _ in range(ROUNDS):
+        command = [sys.executable, "inference.py", "--checkpoint", str(dann_run), "--out_path", str(tmp_path / "out")]
+        running = [
+            subprocess.Popen([*command, "--test_loc", str(folder)], cwd=PROJECT, stdout=subprocess.DEVNULL)
+            for folder in folders
+        ]
+        assert [process.wait() for process in running] == [0, 0]
+        assert (tmp_path / "out" / "pred.csv").read_text() in wanted
+        assert [file.name for file in (tmp_path / "out").iterdir()] == ["pred.csv"]
+        COUNTS["pairs of predictions into one file"] += 1
+
+
+def test_the_readme_states_the_counts() -> None:
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert f"{SHORT['kills']} kills a recipe in `make test`, {LONG['kills']} in `make soak`" in readme
+    assert f"`make soak`: {LONG['cases']:,} cases of each, {LONG['cases'] // 4:,} command lines run" in readme
+    assert f"{LONG['cases'] // 4:,} mutated files" in readme
+    assert f"{LONG['rounds']} pairs in `make soak`" in readme
+    assert f"`make soak`: {IMAGES:,} images" in readme

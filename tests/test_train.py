@@ -1,6 +1,7 @@
 """Training does what the paper says and reads what it may: each known fault of public code has a test here."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import QUICK, same_tensors, write_domain
+from conftest import QUICK, ctrl_c_in_step, same_tensors, write_domain
 
 import flags
 import inference
@@ -379,20 +380,10 @@ def test_when_it_validates_and_with_how_many_threads_it_reads_does_not_change_th
 
 
 @pytest.mark.parametrize("arch", ["small", "published"])
-def test_an_interrupted_run_goes_on_to_identical_weights(
-    arch: str, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_goes_on_to_identical_weights(arch: str, small_data: Path, tmp_path: Path) -> None:
     whole = run(small_data, tmp_path / "a", "dann", "usps", "--arch", arch)
-    step, calls = train.train_step, iter(range(100))
-
-    def interrupted(*args: Any) -> None:
-        step(*args)
-        if next(calls) == 7:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(train, "train_step", interrupted)
-    stopped = run(small_data, tmp_path / "b", "dann", "usps", "--arch", arch)
-    monkeypatch.setattr(train, "train_step", step)
+    with ctrl_c_in_step(8):
+        stopped = run(small_data, tmp_path / "b", "dann", "usps", "--arch", arch)
     assert stopped["interrupted"]
     assert load_checkpoint(Path(stopped["folder"]) / "last.pt")["step"] == 8
     resumed = run(small_data, tmp_path / "b", "dann", "usps", "--arch", arch, "--resume")
@@ -622,16 +613,8 @@ def test_a_step_at_which_ctrl_c_stopped_is_not_selected(
     small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_accuracies(monkeypatch, [0.5, 0.9, 0.6], [0.1, 0.1, 0.1])  # of steps 6, 8 (interrupted) and 12
-    step, calls = train.train_step, iter(range(100))
-
-    def interrupted(*args: Any) -> None:
-        step(*args)
-        if next(calls) == 7:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(train, "train_step", interrupted)
-    run(small_data, tmp_path, "dann", "usps", "--select", "source_val")
-    monkeypatch.setattr(train, "train_step", step)
+    with ctrl_c_in_step(8):
+        run(small_data, tmp_path, "dann", "usps", "--select", "source_val")
     outcome = run(small_data, tmp_path, "dann", "usps", "--select", "source_val", "--resume")
     assert outcome["selected_step"] == 12
 
@@ -664,8 +647,30 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
             name: value * (float("nan") if next(calls) == 8 else 1) for name, value in original(net, x, y).items()
         },
     )
-    with pytest.raises(UserError, match=r"L_y is no finite number before step 12 .* the last good checkpoint is .*"):
+    with pytest.raises(UserError, match=r"L_y is no finite number at step 9 .* the last good checkpoint is .*"):
         run(small_data, tmp_path, "source")
     good = load_checkpoint(tmp_path / "source_usps_paper_seed0" / "last.pt")
     assert good["step"] == 6
     assert all(torch.isfinite(value).all() for value in good["model"].values())
+
+
+def test_weights_that_overflow_in_a_step_of_finite_losses_are_not_saved(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, numbers = train.train_step, iter(range(1, 100))
+
+    def overflowing(net: DANN, *args: Any) -> None:
+        step(net, *args)
+        if next(numbers) == 12:  # the last one: no loss will show it
+            list(net.parameters())[-1].data[0] = float("inf")
+
+    monkeypatch.setattr(train, "train_step", overflowing)
+    with pytest.raises(UserError) as refusal:
+        run(small_data, tmp_path)
+    last = tmp_path / "dann_usps_paper_seed0" / "last.pt"
+    assert re.fullmatch(
+        rf"a weight is no finite number at step 12 \(learning rate \S+\); the last good checkpoint is {last}; start "
+        r"again with a smaller -lr or with --precision fp32\.",
+        str(refusal.value),
+    )
+    assert load_checkpoint(last)["step"] == 6
