@@ -234,6 +234,7 @@ EVIDENCE = [
     ("`dann`, lambda to 0.2 (default)", "dann_{}_paper_small_seed*"),
     ("`dann`, lambda to 1", "adaptation/dann_{}_lambda1_seed*"),
     ("`dann`, network `published`", "dann_{}_paper_published_seed*"),
+    ("`dann --recipe strong`", "dann_{}_strong_small_seed*"),
     ("`source`, shifted shares", "adaptation/source_{}_shifted_seed*"),
     ("`dann`, shifted shares", "adaptation/dann_{}_shifted_seed*"),
     ("`dann --recipe strong`, shifted shares", "adaptation/strong_{}_shifted_seed*"),

@@ -67,6 +67,13 @@ def test_information_orders_the_rows_as_accuracy_does(target: str) -> None:
     assert sorted(rows) == sorted(rows, key=lambda row: row[1])
 
 
+@pytest.mark.parametrize("target", tables.TARGETS)
+def test_a_lower_distance_is_not_always_better(target: str) -> None:
+    plain, strong = "`dann`, lambda to 0.2 (default)", "`dann --recipe strong`"
+    assert min(distances(strong, target)) > max(distances(plain, target))
+    assert min(result["target_val_accuracy"] for result in runs(strong, target)) > accuracy(plain, target)
+
+
 def test_source_accuracy_hardly_differs_where_target_accuracy_does() -> None:
     for target in tables.TARGETS:
         plain, adapted = (
