@@ -5,6 +5,7 @@ A checkpoint of ours is {model, model_args, args, step, metrics, versions, resum
 """
 
 import pickle
+import struct
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -110,6 +111,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         zipfile.BadZipFile,
         IndexError,
         AssertionError,
+        RecursionError,
+        struct.error,
     ) as error:
         raise UserError(
             f"{path} is not a readable checkpoint ({_first_reason(error)}); fetch or train it again."
@@ -147,7 +150,7 @@ def _from_published(path: Path, module: PickledModule) -> dict[str, Any]:
             state[f"{name}_s"] = state[f"{name}_t"] = state.pop(name)  # one set of statistics, for both domains
             state.pop(f"{name.rsplit('.', 1)[0]}.num_batches_tracked", None)
         num_classes = int(state["label_classifier.7.weight"].shape[0])
-    except (AttributeError, KeyError, TypeError, IndexError) as error:
+    except (AttributeError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise UserError(
             f"{path} is a pickled module of another architecture than the published one; "
             "use a checkpoint of train.py or of download.sh."
@@ -170,8 +173,11 @@ def weights_only(state: dict[str, Tensor], model_args: dict[str, Any]) -> dict[s
 
 def check_weights(state: dict[str, Tensor], model_args: dict[str, Any]) -> None:
     """ValueError for weights that are not those of the stated network, before memory is taken for one of any size."""
-    if model_args.get("size", 28) not in range(8, 257) or model_args.get("predict_as", TARGET) not in (SOURCE, TARGET):
-        raise ValueError("its size is not 8 to 256, or it predicts as no domain")
+    size, predict_as = model_args.get("size", 28), model_args.get("predict_as", TARGET)
+    if type(size) is not int or size not in range(8, 257):
+        raise ValueError("its size is not 8 to 256")
+    if type(predict_as) is not int or predict_as not in (SOURCE, TARGET):
+        raise ValueError("it predicts as no domain")
     with torch.device("meta"):  # shapes alone
         wanted = DANN(**model_args).state_dict()
     if not isinstance(state, dict) or state.keys() != wanted.keys():
@@ -181,8 +187,8 @@ def check_weights(state: dict[str, Tensor], model_args: dict[str, Any]) -> None:
         if not isinstance(value, Tensor) or value.shape != wanted[name].shape:
             shape = list(value.shape) if isinstance(value, Tensor) else "no tensor"
             raise ValueError(f"{name} is {shape}, not {list(wanted[name].shape)}")
-        if not value.isfinite().all():
-            raise ValueError(f"{name} holds a number that is not finite")
+        if not value.isfinite().all() or ("running_var" in name and value.min() < 0):
+            raise ValueError(f"{name} holds a number that is not finite, or a variance below 0")
 
 
 def build_network(path: Path, checkpoint: dict[str, Any], device: torch.device) -> tuple[DANN, list[str]]:

@@ -12,6 +12,8 @@ import threading
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from csv import Error as CSVError
+from csv import reader
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,9 +86,12 @@ def find_images(folder: Path) -> list[Path]:
         ) from error
 
     found = []
-    for root, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in files if is_image(name)]
+    try:
+        for root, folders, files in os.walk(folder, onerror=refuse):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            found += [Path(root, name) for name in files if is_image(name)]
+    except RecursionError as error:
+        raise UserError(f"{folder} has folders within folders without end; name one further down.") from error
     return sorted(found, key=Path.as_posix)  # all below one folder: the order of their relative names
 
 
@@ -154,6 +159,10 @@ def list_csv(csv: Path, with_labels: bool) -> Listing:
     """
     wanted = {"image_name", "label"} if with_labels else {"image_name"}
     try:
+        header = read_header(csv)
+        twice = [name for name in header if name in wanted and header.count(name) > 1]
+        if twice:  # pandas would rename the second
+            raise UserError(f"{csv} has two columns {twice[0]}; remove one.")
         table = pd.read_csv(
             csv,
             usecols=lambda column: column.strip() in wanted,
@@ -167,9 +176,6 @@ def list_csv(csv: Path, with_labels: bool) -> Listing:
     except (ValueError, OSError) as error:  # pandas' parser errors and undecodable text are ValueErrors
         raise UserError(f"{csv} is not readable as CSV ({error}); its first line must be image_name,label.") from error
     table.columns = table.columns.str.strip()
-    twice = table.columns[table.columns.duplicated()]
-    if len(twice):
-        raise UserError(f"{csv} has two columns {twice[0]}; remove one.")
     if "image_name" not in table:
         raise UserError(f"{csv} has no column image_name; its first line must be image_name,label.")
     columns = {name: [cell.strip() for cell in table[name].tolist()] for name in table}
@@ -182,6 +188,19 @@ def list_csv(csv: Path, with_labels: bool) -> Listing:
         i = labels.index("")
         raise UserError(f"{csv} row {rows[i]}: no label for {names[i]}; fill it in or remove the row.")
     return without_repeats(Listing(csv, names, resolve_images(csv, rows, names), labels, rows))
+
+
+def read_header(csv: Path) -> list[str]:
+    """Names of a CSV's columns, up to 1,000 of them."""
+    with csv.open(encoding="utf-8-sig", newline="") as file:
+        rows = reader([file.readline(1 << 16)], skipinitialspace=True)
+        try:
+            header = [name.strip() for name in next(rows, [])]
+        except CSVError as error:
+            raise ValueError(str(error)) from error
+    if len(header) > 1000:
+        raise ValueError(f"it has {len(header)} columns")
+    return header
 
 
 def resolve_images(csv: Path, rows: list[int], names: list[str]) -> list[Path]:
@@ -225,7 +244,7 @@ def canonical(label: str) -> str:
 def class_names(labels: Sequence[str]) -> list[str]:
     """Sorted names of the classes that occur; whole numbers in numerical order."""
     names = {canonical(label) for label in labels}
-    if all(re.fullmatch(r"-?[0-9]+", name) for name in names):
+    if all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names):
         return sorted(names, key=int)
     return sorted(names)
 

@@ -181,7 +181,10 @@ def complete(parser: argparse.ArgumentParser, argv: list[str] | None) -> argpars
     args = parser.parse_args(argv)
     if args.target_file is None and args.train_mode != "source":
         raise UserError(f"--train_mode {args.train_mode} needs --target_file, the name of the target's folder.")
-    if args.train_mode == "dann" and args.target_file == args.source_file:
+    for flag, name in (("--source_file", args.source_file), ("--target_file", args.target_file)):
+        if name is not None and os.path.normpath(name) in ("", ".", ".."):
+            raise UserError(f"{flag} {name!r} names no domain; name its folder in --data_root.")
+    if args.train_mode == "dann" and os.path.normpath(args.target_file) == os.path.normpath(args.source_file):
         raise UserError(f"--source_file and --target_file are both {args.source_file}; dann needs two domains.")
     if args.arch == "published" and args.size != 28:
         raise UserError(f"--arch published takes images of 28x28, not --size {args.size}; use --arch small.")

@@ -13,7 +13,7 @@ target of the training. Reads checkpoints of train.py and those of download.sh.
 import argparse
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,13 @@ def output_file(out_path: Path) -> Path:
     if out_path.exists() and not out_path.is_dir():
         raise UserError(f"--out_path {out_path} is a file; name a folder or a file that ends in .csv.")
     return out_path / "pred.csv"
+
+
+def keep_inputs(out_file: Path, inputs: Sequence[Path | None]) -> None:
+    """UserError where writing the predictions would replace one of the files that they are made from."""
+    for given in inputs:
+        if given and given.is_file() and out_file.exists() and given.samefile(out_file):
+            raise UserError(f"--out_path {out_file} is an input of this command; choose another name.")
 
 
 def read_chunks(paths: list[Path], size: int, workers: int) -> Iterator[tuple[list[int], Tensor, dict[int, str]]]:
@@ -177,7 +184,7 @@ def summary(probabilities: Tensor, classes: list[str], trained: dict[str, Any]) 
     text = f"answers: {', '.join(f'{name} {count}' for name, count in zip(classes, counts, strict=True))}; "
     text += f"mean confidence {confidence.mean():.3f}"
     usual, here = trained.get("entropy"), entropy(probabilities.double()).mean().item()
-    if usual is not None and here > 2 * usual + 0.1 * math.log(len(classes)):
+    if isinstance(usual, float) and here > 2 * usual + 0.1 * math.log(len(classes)):
         text += (
             f"\nwarning: the answers are far less sure than on the target that the checkpoint was trained for (mean "
             f"entropy {here:.2f}, there {usual:.2f}): these images may be of another domain."
@@ -194,6 +201,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     checkpoint = load_checkpoint(file)
     net, classes = build_network(file, checkpoint, choose_device(args.device))
     wanted = read_labels(args.labels, classes) if args.labels else None
+    keep_inputs(out_file, [args.test_loc, args.labels, file])
     left_out: dict[str, str] = {}
     rows: list[int] = []
     parts = []
@@ -209,6 +217,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         tell_left_out(names, paths, left_out)
         raise UserError(f"none of the {len(paths)} images in {args.test_loc} is readable; nothing was written.")
     probabilities = torch.cat(parts)
+    if not probabilities.isfinite().all():
+        raise UserError(f"{file} gives probabilities that are no finite numbers; nothing was written; train it again.")
     found = [names[row] for row in rows]
     answers = [classes[k] for k in probabilities.argmax(1).tolist()]
     scored, text = score(dict(zip(found, answers, strict=True)), wanted, classes) if wanted else (None, "")

@@ -186,6 +186,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise UserError("--check checks a README; name it with --readme FILE.")
     if args.out_path and not args.runs:
         raise UserError("--out_path draws the curves of runs; name run folders.")
+    for flag, picture in (("--out_path", args.out_path), ("--signs", args.signs)):
+        if picture and picture.suffix.lower() != ".png":
+            raise UserError(f"{flag} {picture} is no name of a picture; let it end in .png.")
     outcome: dict[str, Any] = {}
     if args.add:
         result = read_result(args.add)

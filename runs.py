@@ -2,7 +2,10 @@
 
 import argparse
 import contextlib
+import errno
 import os
+import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +54,7 @@ class Run:
     kept: list[dict[str, Any]] = field(default_factory=list)  # beside last.pt: {score, step, name}
     measured: dict[str, Answers | None] = field(default_factory=dict)  # of both val sets, at the last validation
     measured_step: int = -1
+    fingerprint: int = 0  # of the data, see there
 
     @property
     def predictor(self) -> DANN:
@@ -94,7 +98,9 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"run folder {folder} is in use by another run; wait for it or stop it.") from error
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise UserError(f"run folder {folder} is in use by another run; wait for it or stop it.") from error
+            # else a disk without locks, as some of a network are: nothing is checked
         remove_parts(folder)
         yield
     finally:
@@ -118,6 +124,7 @@ def plain_args(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+STEP_FILE = re.compile(r"step\d{7,}\.pt")
 # May differ when a run is gone on with. When it validates does not touch the weights, only what --select chooses from.
 IRRELEVANT = {"num_workers", "save_dir", "data_root", "run_name", "device", "tensorboard"}
 
@@ -149,14 +156,35 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
         if run.teacher:
             run.teacher.load_state_dict(checkpoint["model"], state["teacher"])
         run.step = int(checkpoint["step"])
-        run.kept = [  # `name` will be deleted one day: it is a name, no path
-            {"score": entry["score"] + 0, "step": int(entry["step"]), "name": Path(entry["name"]).name}
-            for entry in state["kept"]
-        ]
+        run.kept = [{"score": entry["score"] + 0, **at_step(int(entry["step"]))} for entry in state["kept"]]
         run.seconds_before, run.training_seconds = float(state["seconds"]), float(state["training_seconds"])
         run.images_seen, run.distance_before = int(state["images_seen"]), state["distance_before"]
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is of another network than this run's; use another --run_name.") from error
+    if state.get("data", run.fingerprint) != run.fingerprint:
+        raise UserError(
+            f"{path} cannot be gone on from: the images or labels that it was trained on have changed; restore them or "
+            "use another --run_name."
+        )
+    for file in run.folder.glob("step*.pt"):  # of a run killed between last.pt and the removal of what fell out
+        if STEP_FILE.fullmatch(file.name) and file.name not in [entry["name"] for entry in run.kept]:
+            file.unlink()
+
+
+def at_step(step: int) -> dict[str, Any]:
+    """Step and file name of a kept checkpoint: a name that is made here, as it will be deleted one day."""
+    return {"step": step, "name": f"step{step:07d}.pt"}
+
+
+def fingerprint(data: Data) -> int:
+    """CRC-32 of the pixels and labels that a run trains on."""
+    images = [domain.images for domain in (data.labelled, data.unlabelled) if domain is not None]
+    crc = 0
+    for tensor in (data.labelled.labels, *images):
+        if tensor is not None:
+            content: Any = tensor.contiguous().numpy()
+            crc = zlib.crc32(content, crc)
+    return crc
 
 
 def make_checkpoint(run: Run, metrics: dict[str, Any], with_resume: bool) -> dict[str, Any]:
@@ -168,6 +196,7 @@ def make_checkpoint(run: Run, metrics: dict[str, Any], with_resume: bool) -> dic
             "training_seconds": run.training_seconds,
             "images_seen": run.images_seen,
             "distance_before": run.distance_before,
+            "data": run.fingerprint,
             "student": run.net.state_dict() if run.teacher else None,
             "teacher": run.teacher.state_dict() if run.teacher else None,
         }
@@ -193,7 +222,7 @@ def save_run(run: Run, metrics: dict[str, Any], candidate: bool) -> None:
     dropped: list[dict[str, Any]] = []
     if candidate and run.args.topk and metrics["step"] not in [entry["step"] for entry in run.kept]:
         score = metrics["step"] if run.args.select == "last" else metrics[f"{run.args.select}_accuracy"]
-        run.kept.append({"score": score, "step": run.step, "name": f"step{run.step:07d}.pt"})
+        run.kept.append({"score": score, **at_step(run.step)})
         run.kept.sort(key=lambda entry: (-entry["score"], entry["step"]))
         run.kept, dropped = run.kept[: run.args.topk], run.kept[run.args.topk :]
         if any(entry["step"] == run.step for entry in run.kept):

@@ -91,7 +91,9 @@ def idle_adversary(lines: list[dict[str, Any]]) -> list[str]:
     """
     guess, found = math.log(2), []
     if max(line["lambda"] for line in lines) < 1e-3:
-        found.append("lambda was 0 in every line, or nearly: the run was too short to adapt; use more steps.")
+        found.append(
+            "lambda was 0 in every line, or nearly: nothing was adapted; use more steps, or a larger --lambda_max."
+        )
     if min(line["L_d"] for line in lines) > guess + 0.1 or lines[-1]["L_d"] > guess + 0.5:
         found.append(
             f"the domain classifier does worse than a guess (L_d {lines[-1]['L_d']:.2f}, a guess has 0.69): it does "

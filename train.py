@@ -34,7 +34,7 @@ from metrics import answers, domain_distance, share_right
 from model import DANN, SOURCE, TARGET, lambda_schedule, learning_rate
 from parallel import Ranks, join
 from plots import draw_confusion, draw_curves, draw_mistakes
-from runs import Data, Run, check_same_run, locked, make_folder, open_folder, plain_args, restore, save_run
+from runs import Data, Run, check_same_run, fingerprint, locked, make_folder, open_folder, plain_args, restore, save_run
 from signs import SIGNS, label_free_signs, top_class_share, warnings_of
 from strong import TEACHER_SIGNS, Teacher, ramp
 from utils import (
@@ -142,6 +142,7 @@ def start_run(args: argparse.Namespace, folder: Path, data: Data, device: torch.
         teacher,
         ranks,
     )
+    run.fingerprint = fingerprint(data)
     if args.train_mode != "dann":
         net.domain_classifier.requires_grad_(False)  # not trained
     if args.resume and (folder / "last.pt").exists():
@@ -318,7 +319,7 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
         "target_val": run.data.target_val,
     }
     lines = [line for line in log.lines if line["step"] <= selected["step"]]
-    warnings = warnings_of(lines, len(run.data.classes), "adversarial" in parts_of(run.args))
+    warnings = warnings_of(lines, len(run.data.classes), "adversarial" in parts_of(run.args)) if lines else []
     for sentence in warnings:
         print(f"warning: {sentence}")
     result = {
@@ -393,8 +394,9 @@ def run_of(args: argparse.Namespace, command: str, device: torch.device, ranks: 
     if args.resume and (folder / "args.json").exists():
         check_same_run(folder, args)
     if args.resume and (folder / "result.json").exists():
+        result = read_json(folder / "result.json", "target_val_accuracy", "checkpoint")
         print(f"{folder} is finished, nothing to do.\n{folder}")
-        return {**read_json(folder / "result.json"), "folder": str(folder)}
+        return {**result, "folder": str(folder)}
     data = load_data(args)
     if not ranks.main:
         ranks.from_main(None)  # the folder stands and is locked

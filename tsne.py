@@ -21,7 +21,7 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from checkpoint import build_network, load_checkpoint, resolve_checkpoint
-from dataset import Domain, drop_foreign_labels, list_split, read_domain
+from dataset import Domain, drop_foreign_labels, leads_out, list_split, read_domain
 from metrics import MINIMUM, predict, proxy_a_distance
 from model import DANN, SOURCE
 from plots import draw_by_class, draw_by_domain
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     stated = checkpoint["args"]
     names = [args.source_file or stated.get("source_file"), args.target_file or stated.get("target_file")]
     for flag, name in zip(("--source_file", "--target_file"), names, strict=True):
-        if name is None:
+        if not isinstance(name, str) or leads_out(Path(name)):
             raise UserError(f"{file} does not say its domain; give {flag}.")
     # BatchNorm statistics of the source exist where it was trained on; a `target` run has its target's alone.
     statistics = [net.predict_as if stated.get("train_mode") == "target" else SOURCE, net.predict_as]

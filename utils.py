@@ -129,6 +129,8 @@ def run_script(main: Callable[[], dict[str, Any]]) -> NoReturn:
     An interrupted script ends with 130, the shell's code for Ctrl-C. `main` names what it left out in `left_out`.
     """
     script = Path(sys.argv[0]).name
+    nowhere = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere  # None where closed: `>&-`
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
@@ -264,6 +266,9 @@ def flush_to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some disks of a network flush no folder
+            raise
     finally:
         os.close(descriptor)
 
@@ -371,7 +376,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 line = json.loads(text)
             except ValueError:
                 break
-            if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            if not isinstance(line, dict) or not isinstance(line.get("step"), int) or "lambda" not in line:
                 break
             lines.append(line)
     return lines

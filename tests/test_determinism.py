@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import QUICK, ctrl_c_in_step, ended, same_tensors
+from conftest import QUICK, ctrl_c_in_step, ended, same_state, same_tensors
 
 import flags
 import train
@@ -35,5 +35,6 @@ def test_loader_threads_and_a_resume_change_neither_weights_nor_metrics(
     whole, cut = (tmp_path / name / "run" for name in ("whole", "cut"))
     first, second = (load_checkpoint(folder / "last.pt") for folder in (whole, cut))
     assert same_tensors(first["model"], second["model"])
+    assert same_state(first["resume"], second["resume"])
     assert measured(whole, {4, 8, 12}) == measured(cut, {4, 8, 12})
     assert len(measured(cut, {4, 8, 12})) == 3

@@ -3,10 +3,16 @@
 import io
 import os
 import pickle
+import re
+import shlex
+import shutil
 import struct
+import subprocess
+import sys
 import threading
 import time
 import warnings
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +34,7 @@ import report
 import train
 import tsne
 from checkpoint import build_network, load_checkpoint
-from dataset import encode_labels, list_split, read_domain, read_image, read_images
+from dataset import class_names, encode_labels, list_split, read_domain, read_image, read_images
 from utils import UserError
 
 # Images
@@ -211,7 +217,21 @@ CSVS: dict[str, tuple[str | bytes, tuple[list[str], list[str] | None] | str]] = 
         "image_name;label\na.png;1\n",
         "{csv} has no column image_name; its first line must be image_name,label.",
     ),
-    "two columns label": ("image_name,label,label \na.png,1,2\n", "{csv} has two columns label; remove one."),
+    "two columns label": ("image_name,label,label\na.png,1,2\n", "{csv} has two columns label; remove one."),
+    "two columns label, a space apart": (
+        "image_name,label,label \na.png,1,2\n",
+        "{csv} has two columns label; remove one.",
+    ),
+    "two columns of names": ("image_name,image_name\na.png,b.png\n", "{csv} has two columns image_name; remove one."),
+    "columns without end": (
+        "x," * 20_000 + "\n",
+        "{csv} is not readable as CSV (it has 20001 columns); its first line must be image_name,label.",
+    ),
+    "a number that is no number": (
+        HEAD + f"a.png,{'1' * 5000}\n",
+        "{csv} row 2 (a.png): label '" + "1" * 5000 + "' is not among the classes of the labelled domain (1, 2, cat, "
+        "nan); mend the label or leave the image out.",
+    ),
     "missing label": (HEAD + "a.png,1\nb.png,\n", "{csv} row 3: no label for b.png; fill it in or remove the row."),
     "missing name": (HEAD + ",1\n", "{csv} row 2: image_name '' must be a path inside {home}."),
     "no row": (HEAD, "{csv} lists no image; add rows or remove the file."),
@@ -307,6 +327,17 @@ PICKLED = (
 DAMAGED = "{file} is not a readable checkpoint ({why}); fetch or train it again."
 UNFIT = "{file}: the weights do not fit the network that the file states ({why}); train or fetch it again."
 
+
+def cut_pickle(content: bytes) -> bytes:
+    """A whole archive whose pickle ends in the middle of a number."""
+    box = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(box, "w") as new:
+        for entry in old.infolist():
+            data = old.read(entry)
+            new.writestr(entry.filename, b"\x80\x02X\x05" if entry.filename.endswith("data.pkl") else data)
+    return box.getvalue()
+
+
 # kind: (the content, made of a good checkpoint; the sentence; the reason that it names)
 CHECKPOINTS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str, str]] = {
     "a pickle that runs code": (
@@ -340,8 +371,24 @@ CHECKPOINTS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str, str]] = {
     "no numbers": (
         lambda good: changed(good, model={**good["model"], "label_classifier.0.bias": torch.full((10,), torch.nan)}),
         UNFIT,
-        "label_classifier.0.bias holds a number that is not finite",
+        "label_classifier.0.bias holds a number that is not finite, or a variance below 0",
     ),
+    "a variance below 0": (
+        lambda good: changed(good, model={name: -value.abs() for name, value in good["model"].items()}),
+        UNFIT,
+        "feature_extractor.1.1.running_var_s holds a number that is not finite, or a variance below 0",
+    ),
+    "a size that is no whole number": (
+        lambda good: changed(good, model_args={**good["model_args"], "size": 28.0}),
+        UNFIT,
+        "its size is not 8 to 256",
+    ),
+    "predicts as no domain": (
+        lambda good: changed(good, model_args={**good["model_args"], "predict_as": 2}),
+        UNFIT,
+        "it predicts as no domain",
+    ),
+    "a pickle cut in a number": (lambda good: cut_pickle(saved(good)), DAMAGED, "unpack requires a buffer of 4 bytes"),
     "words for weights": (
         lambda good: changed(good, model={name: "x" for name in good["model"]}),
         UNFIT,
@@ -355,7 +402,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str, str]] = {
     "images that would fill the memory": (
         lambda good: changed(good, model_args={**good["model_args"], "size": 10**6}),
         UNFIT,
-        "its size is not 8 to 256, or it predicts as no domain",
+        "its size is not 8 to 256",
     ),
     "class names that are none": (
         lambda good: changed(good, args={"classes": [[]] * 10}),
@@ -513,3 +560,83 @@ def test_a_memory_that_is_used_up_is_said_in_one_sentence() -> None:
     code, _, error = ended(Script("train"))
     said = "train.py: the memory is used up; use a smaller --batch_size or another --device.\n"
     assert (code, error) == (2, said)
+
+
+def test_class_names_that_are_numbers_beyond_any_are_words() -> None:
+    assert class_names(["1" * 5000, "2"]) == ["1" * 5000, "2"]
+
+
+def test_predictions_never_replace_what_they_are_made_from(dann_run: Path, small_data: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_data / "usps", tmp_path / "usps")
+    csv = tmp_path / "usps" / "val.csv"
+    before = csv.read_bytes()
+    arguments = ["--checkpoint", str(dann_run), "--test_loc", str(csv), "--out_path", str(csv)]
+    with pytest.raises(UserError, match=f"^--out_path {re.escape(str(csv))} is an input of this command; choose"):
+        inference.main(arguments)
+    arguments[3] = str(tmp_path / "usps" / "data")
+    with pytest.raises(UserError, match="is an input of this command"):
+        inference.main([*arguments, "--labels", str(csv)])
+    assert csv.read_bytes() == before
+
+
+def test_a_figure_never_replaces_a_checkpoint(dann_run: Path) -> None:
+    last = dann_run / "last.pt"
+    before = last.read_bytes()
+    with pytest.raises(UserError, match=r"last\.pt is no name of a picture; let it end in \.png\.$"):
+        report.main([str(dann_run), "--out_path", str(last)])
+    assert last.read_bytes() == before
+
+
+def test_probabilities_that_are_no_numbers_are_not_written(dann_run: Path, small_data: Path, tmp_path: Path) -> None:
+    good = load_checkpoint(dann_run / "last.pt")
+    good["model"] = {name: torch.full_like(value, 3e38) for name, value in good["model"].items()}
+    file = tmp_path / "x.pt"
+    file.write_bytes(saved(good))
+    with pytest.raises(UserError, match="gives probabilities that are no finite numbers; nothing was written"):
+        inference.main(
+            ["--checkpoint", str(file), "--test_loc", str(small_data / "usps" / "data"), "--out_path", str(tmp_path)]
+        )
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_a_closed_output_ends_nothing(dann_run: Path, small_data: Path, tmp_path: Path) -> None:
+    script = Path(inference.__file__)
+    words = [script, "--checkpoint", dann_run, "--test_loc", small_data / "usps" / "data", "--out_path", tmp_path]
+    line = f"{shlex.join([sys.executable, *map(str, words)])} >&- 2>&-"
+    assert subprocess.run(["bash", "-c", line], check=False).returncode == 0
+    assert len((tmp_path / "pred.csv").read_text().splitlines()) == 61
+
+
+def test_a_resume_on_other_data_is_refused(small_data: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_data, tmp_path / "data")
+    flags = ["--data_root", str(tmp_path / "data"), "--train_mode", "dann", "--target_file", "usps", *QUICK]
+    flags += ["--save_dir", str(tmp_path), "--run_name", "run"]
+    train.main(flags)
+    (tmp_path / "run" / "result.json").unlink()
+    csv = tmp_path / "data" / "mnistm" / "train.csv"
+    csv.write_text("\n".join(csv.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(UserError, match="images or labels that it was trained on have changed; restore them or use"):
+        train.main([*flags, "--resume"])
+
+
+def test_a_checkpoint_that_fell_out_as_the_run_was_killed_is_removed_later(small_data: Path, tmp_path: Path) -> None:
+    flags = ["--data_root", str(small_data), "--train_mode", "dann", "--target_file", "usps", *QUICK, "--topk", "1"]
+    flags += ["--save_dir", str(tmp_path), "--run_name", "run"]
+    train.main(flags)
+    run = tmp_path / "run"
+    (run / "result.json").unlink()
+    shutil.copy(run / "step0000012.pt", run / "step0000006.pt")
+    shutil.copy(run / "step0000012.pt", run / "step_mine.pt")
+    train.main([*flags, "--resume"])
+    assert sorted(file.name for file in run.glob("*.pt")) == ["last.pt", "step0000012.pt", "step_mine.pt"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "./", "usps/.."])
+def test_a_domain_that_names_the_data_root_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="names no domain; name its folder in --data_root"):
+        train.parse_args(["--data_root", "d", "--train_mode", "dann", "--target_file", name])
+
+
+def test_one_domain_by_two_names_is_one_domain() -> None:
+    with pytest.raises(UserError, match="dann needs two domains"):
+        train.parse_args(["--data_root", "d", "--train_mode", "dann", "--target_file", "./mnistm"])

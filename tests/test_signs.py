@@ -109,7 +109,9 @@ def set_last(part: torch.nn.Module, weight: float, bias: float = 0.0) -> None:
 
 def test_a_run_too_short_for_lambda_to_rise_says_so(spoilt: Spoilt) -> None:
     found = spoilt.warnings(lambda net, step: None, "--max_steps", "1")
-    assert "lambda was 0 in every line, or nearly: the run was too short to adapt; use more steps." in found
+    assert (
+        "lambda was 0 in every line, or nearly: nothing was adapted; use more steps, or a larger --lambda_max." in found
+    )
 
 
 def test_a_domain_classifier_that_never_learns_says_so(spoilt: Spoilt) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ended, same_tensors
+from conftest import ended, same_state, same_tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -112,6 +112,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_weights_of_one_never_kille
     subprocess.run(command(small_data, tmp_path / "cut", "--recipe", recipe, "--resume"), check=True, env=environment)
     whole, cut = (load_checkpoint(tmp_path / name / "run" / "last.pt") for name in ("whole", "cut"))
     assert same_tensors(whole["model"], cut["model"])
+    assert same_state(whole["resume"], cut["resume"])  # optimizer, student and teacher too
     assert whole["step"] == cut["step"] == 60
     names = [sorted(path.name for path in (tmp_path / name / "run").iterdir()) for name in ("whole", "cut")]
     assert names[0] == names[1]  # nothing is missing, and nothing half written is left
@@ -448,19 +449,28 @@ def test_two_predictions_into_the_same_file_never_mix(dann_run: Path, tmp_path: 
     rng, wanted, folders = np.random.default_rng(5), [], [tmp_path / "one", tmp_path / "other"]
     for folder in folders:
         folder.mkdir()
-        for i in range(20):
-            pixels = rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"{folder.name}_{i}.png")
-        assert ended(inference, "--checkpoint", dann_run, "--test_loc", folder, "--out_path", tmp_path / "a")[0] == 0
+        pixels = rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{folder.name}.png")
+        for i in range(4000):  # so that writing takes a while
+            (folder / f"{folder.name}_{i}.png").symlink_to(tmp_path / f"{folder.name}.png")
+        arguments = ["--checkpoint", dann_run, "--test_loc", folder, "--out_path", tmp_path / "a", "--probs"]
+        assert ended(inference, *arguments)[0] == 0
         wanted.append((tmp_path / "a" / "pred.csv").read_text())
+    written, seen = tmp_path / "out" / "pred.csv", 0
     for _ in range(ROUNDS):
-        command = [sys.executable, "inference.py", "--checkpoint", str(dann_run), "--out_path", str(tmp_path / "out")]
+        command = [sys.executable, "inference.py", "--checkpoint", str(dann_run), "--probs"]
+        command += ["--out_path", str(tmp_path / "out")]
         running = [
             subprocess.Popen([*command, "--test_loc", str(folder)], cwd=PROJECT, stdout=subprocess.DEVNULL)
             for folder in folders
         ]
+        while any(process.poll() is None for process in running):
+            if written.exists():  # at any moment it is whole, and of one of the two
+                assert written.read_text() in wanted
+                seen += 1
         assert [process.wait() for process in running] == [0, 0]
-        assert (tmp_path / "out" / "pred.csv").read_text() in wanted
+        assert written.read_text() in wanted
+        assert seen > 10
         assert [file.name for file in (tmp_path / "out").iterdir()] == ["pred.csv"]
         COUNTS["pairs of predictions into one file"] += 1
 
