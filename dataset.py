@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import threading
+import warnings
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from utils import Progress, UserError
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # no other decoder is tried: EPS, for one, runs programs
 MAX_PIXELS = 50_000_000  # a larger image is taken for a decompression bomb
+warnings.filterwarnings("ignore", module="PIL")  # what a damaged file comes to is said in our words
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is looser, and warns beside refusing
 LARGE_PIXELS = 4_000_000  # images above it are decoded one at a time: a few threads with one each would fill the memory
 one_large_image = threading.Lock()
@@ -279,8 +281,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         wide = np.asarray(image, dtype=np.float32)
-        scale = 257 if image.mode.startswith("I;16") or wide.max() > 255 else 1  # 65535 -> 255
-        image = Image.fromarray((wide / scale).clip(0, 255).astype(np.uint8))
+        if not np.isfinite(wide).all():
+            raise ValueError("pixels that are no numbers")
+        white = 65535 if image.mode.startswith("I;16") or wide.max() > 255 else 255
+        if image.mode == "F" and wide.max() <= 1:
+            white = 1
+        image = Image.fromarray((wide / white * 255).clip(0, 255).round().astype(np.uint8))
     elif "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layer)

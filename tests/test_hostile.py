@@ -94,6 +94,13 @@ IMAGES: dict[str, tuple[str, bytes, tuple[int, int, int] | str]] = {
     ),
     "animated PNG": ("x.png", encoded(red(), save_all=True, append_images=[Image.new("RGB", (28, 28), "blue")]), RED),
     "16 bits": ("x.png", encoded(Image.fromarray(np.full((28, 28), 65535, dtype=np.uint16))), WHITE),
+    "floats to 1": ("x.tif", encoded(Image.new("F", (28, 28), 1.0), "TIFF"), WHITE),
+    "floats to 255": ("x.tif", encoded(Image.new("F", (28, 28), 255.0), "TIFF"), WHITE),
+    "floats that are no numbers": (
+        "x.tif",
+        encoded(Image.new("F", (28, 28), float("nan")), "TIFF"),
+        "not a readable image (ValueError)",
+    ),
     "CMYK": ("x.tif", encoded(red("CMYK"), "TIFF"), RED),
     "palette": ("x.png", encoded(red("P")), RED),
     "turned by EXIF": ("x.jpg", turned(), WHITE),
