@@ -29,7 +29,6 @@ from utils import Progress, UserError
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # no other decoder is tried: EPS, for one, runs programs
 MAX_PIXELS = 50_000_000  # a larger image is taken for a decompression bomb
-warnings.filterwarnings("ignore", module="PIL")  # what a damaged file comes to is said in our words
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is looser, and warns beside refusing
 LARGE_PIXELS = 4_000_000  # images above it are decoded one at a time: a few threads with one each would fill the memory
 one_large_image = threading.Lock()
@@ -353,6 +352,7 @@ def read_images(paths: Sequence[Path], size: int, workers: int = 0, label: str =
     Returns uint8 [N, size, size, 3] and, by index, why an image could not be read; its pixels are then 0.
     `label` names the progress bar; without one there is none.
     """
+    warnings.filterwarnings("ignore", module="PIL")  # what a damaged file comes to is said in our words
     pixels = torch.zeros(len(paths), size, size, 3, dtype=torch.uint8)
     view = pixels.numpy()
     unreadable: dict[int, str] = {}

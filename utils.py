@@ -376,7 +376,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 line = json.loads(text)
             except ValueError:
                 break
-            if not isinstance(line, dict) or not isinstance(line.get("step"), int) or "lambda" not in line:
+            if not isinstance(line, dict) or not isinstance(line.get("step"), int):
                 break
             lines.append(line)
     return lines

@@ -217,11 +217,13 @@ def test_any_arguments_are_taken_or_refused_in_one_sentence(words: list[str], sc
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file below a folder, with its size and the time of its last change."""
+    """Every file below a folder but report.py's figure, with its size and the time of its last change."""
     return {
         str(file): (file.stat().st_size, file.stat().st_mtime_ns)
         for file in folder.rglob("*")
-        if "__pycache__" not in file.parts and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if file.name != "comparison.png"  # drawn beside the first of the runs that are compared
+        and "__pycache__" not in file.parts
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     }
 
 

@@ -14,7 +14,7 @@ import utils
 from utils import Progress, UserError, atomic_path, choose_device, choose_precision, read_metrics
 
 PROJECT = Path(utils.__file__).parent
-SCRIPTS = sorted(file.name for file in PROJECT.glob("*.py") if "def build_parser" in file.read_text())
+SCRIPTS = sorted(file.name for file in PROJECT.glob("*.py") if "run_script(main)\n" in file.read_text())
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
