@@ -221,6 +221,8 @@ class InstanceNorm2d(nn.GroupNorm):
         super().__init__(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.requires_grad:  # else the pooling before takes its gradient apart row by row
+            x.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
         return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
 
 
