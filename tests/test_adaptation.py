@@ -122,8 +122,9 @@ echo "{}" > "runs/reproduce/$2/result.json"
 """
 
 
-def test_reproduce_makes_the_runs_behind_the_page_from_data_with_shifted_shares(tmp_path: Path) -> None:
-    """With a stand-in for python: which runs, on what data, and none of them twice."""
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_reproduce_makes_the_runs_behind_the_page_from_data_with_shifted_shares(tmp_path: Path, jobs: str) -> None:
+    """With a stand-in for python: which runs, on what data, and none of them twice; JOBS=2 makes the same ones."""
     shutil.copy(PROJECT / "reproduce.sh", tmp_path)
     (tmp_path / "python").write_text(STAND_IN)
     (tmp_path / "python").chmod(0o755)
@@ -131,7 +132,8 @@ def test_reproduce_makes_the_runs_behind_the_page_from_data_with_shifted_shares(
         write_domain(tmp_path / "data" / domain, {"train": 200, "val": 50})
     for _ in range(2):
         command = ["bash", "reproduce.sh", "data", "0", "adaptation"]
-        subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "PYTHON": str(tmp_path / "python")})
+        settings = {"PYTHON": str(tmp_path / "python"), "JOBS": jobs}
+        subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, **settings})
     made = sorted(file.stem for file in (tmp_path / "results" / "adaptation").glob("*.json"))
     wanted = [pattern.removeprefix("adaptation/") for pattern in PATTERNS.values() if "adaptation/" in pattern]
     names = {wish.format(target).replace("*", "0") for wish in wanted for target in tables.TARGETS}
