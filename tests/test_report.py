@@ -1,11 +1,12 @@
 """The README's tables are those of results/, and runs can be compared."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import same_tensors
+from conftest import ended, same_tensors
 
 import report
 import tables
@@ -96,6 +97,135 @@ def test_runs_are_compared_in_a_table_that_names_what_differs(dann_run: Path, tm
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     report.main([str(other), str(dann_run)])
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def with_value(content: dict[str, Any], key: str, value: Any) -> str:
+    """JSON of `content` with another value at a dotted key."""
+    changed = json.loads(json.dumps(content))
+    *way, last = key.split(".")
+    inner = changed
+    for name in way:
+        inner = inner[name]
+    inner[last] = value
+    return json.dumps(changed)
+
+
+NAN, HUGE = float("nan"), 10**400
+RUN_VALUES: list[tuple[str, Any, str]] = [
+    ("target_val_accuracy", "high", 'is "high", not a number from 0 to 1'),
+    ("target_val_accuracy", NAN, "is NaN, not a number from 0 to 1"),
+    ("target_val_accuracy", True, "is true, not a number from 0 to 1"),
+    ("source_val_accuracy", [0.9], "is a list, not a number from 0 to 1"),
+    ("source_val_accuracy", -0.5, "is -0.5, not a number from 0 to 1"),
+    ("proxy_a_distance", "far", 'is "far", not an object'),
+    ("proxy_a_distance.trained", {}, "is an object, not a number from -2 to 2"),
+    ("seconds", None, "is null, not a number from 0 to 1e+15"),
+    ("seconds", HUGE, f"is 1{'0' * 36}..., not a number from 0 to 1e+15"),
+    ("images_per_second", "1000", 'is "1000", not a number from 0 to 1e+15'),
+    ("images_per_second", float("inf"), "is Infinity, not a number from 0 to 1e+15"),
+    ("checkpoint", 3, "is 3, not a text"),
+    ("args.train_mode", ["dann"], "is a list, not a text"),
+    ("args.target_file", "us\0ps", 'is "us\\u0000ps", not a text'),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), RUN_VALUES, ids=[key for key, *_ in RUN_VALUES])
+def test_a_value_of_a_run_that_is_none_is_refused_by_file_and_key_and_nothing_is_written(
+    key: str, value: Any, said: str, dann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RESULTS", "SHIPPED"):
+        monkeypatch.setattr(report, name, tmp_path / "out" / name)
+    file = tmp_path / "run" / "result.json"
+    shutil.copytree(dann_run, file.parent)
+    file.write_text(with_value(json.loads(file.read_text()), key, value))
+    for words in ([file.parent], ["--add", file.parent], ["--ship", file.parent]):
+        code, out, error = ended(report, *words)
+        assert (code, out, error) == (2, "", f"report.py: {file}: {key} {said}; restore the file.\n")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("L_y", "low", 'is "low", not a number from -1e+15 to 1e+15'),
+        ("L_d", HUGE, f"is 1{'0' * 36}..., not a number from -1e+15 to 1e+15"),
+        ("lambda", [], "is a list, not a number from -1e+15 to 1e+15"),
+        ("target_val_accuracy", NAN, "is NaN, not a number from 0 to 1"),
+        ("step", HUGE, f"is 1{'0' * 36}..., not a number from -1e+15 to 1e+15"),
+    ],
+    ids=["L_y", "L_d", "lambda", "target_val_accuracy", "step"],
+)
+def test_a_value_of_a_log_that_is_none_is_refused_by_line_and_key(
+    key: str, value: Any, said: str, dann_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(dann_run, tmp_path / "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    first, second = log.read_text().splitlines()
+    log.write_text(f"{first}\n{with_value(json.loads(second), key, value)}\n")
+    code, out, error = ended(report, tmp_path / "run")
+    assert (code, out, error) == (2, "", f"report.py: {log} line 2: {key} {said}; restore the file.\n")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+# file, key, value, what is said of it, said of which key where that lies deeper
+CITED_VALUES: list[tuple[str, str, Any, str, str]] = [
+    ("dann_svhn_0", "target_val_accuracy", None, "is null, not a number from 0 to 1", ""),
+    ("dann_svhn_0", "target_val_accuracy", 1.5, "is 1.5, not a number from 0 to 1", ""),
+    ("dann_svhn_0", "seconds", "long", 'is "long", not a number from 0 to 1e+15', ""),
+    ("dann_svhn_0", "seed", "first", 'is "first", not a number from 0 to 1e+15', ""),
+    ("dann_svhn_0", "images.target_val", 0, "is 0, not a number from 1 to 1e+15", ""),
+    ("dann_svhn_0", "images", None, "is null, not an object", ""),
+    ("dann_svhn_0", "proxy_a_distance.untrained", "far", 'is "far", not a number from -2 to 2', ""),
+    ("dann_svhn_0", "versions.torch", 2.9, "is 2.9, not a text", ""),
+    ("dann_svhn_0", "signs", {"entropy": "low"}, 'is "low", not a number from -1e+15 to 1e+15', "signs.entropy"),
+    ("dann_svhn_0", "args", "dann", 'is "dann", not an object', ""),
+    ("dann_svhn_0", "args.without", [["teacher"]], "is a list, not a text", "args.without[0]"),
+    ("adaptation/dann_usps_lambda1_seed0", "target_val_accuracy", "high", 'is "high", not a number from 0 to 1', ""),
+    (
+        "adaptation/dann_usps_lambda1_seed0",
+        "losses",
+        {"L_d": NAN},
+        "is NaN, not a number from -1e+15 to 1e+15",
+        "losses.L_d",
+    ),
+    ("benchmark-cpu", "growth.repeats", None, "is null, not a number from 0 to 1e+15", ""),
+    ("benchmark-cpu", "growth.images_per_second", {"many": 1}, 'has the key "many", not a number', ""),
+    ("benchmark-cpu", "growth.images_per_second.5000", "x", 'is "x", not a number from 0 to 1e+15', ""),
+    ("benchmark-cpu", "growth.images_per_second.5000", HUGE, f"is 1{'0' * 36}..., not a number from 0 to 1e+15", ""),
+    ("benchmark-cpu", "training", "small", 'is "small", not an object', ""),
+    (
+        "benchmark-cpu",
+        "training",
+        {"repeats": 1, "device": "x", "small": {}},
+        "is missing",
+        "training.small.images_per_second",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "said", "inner"), CITED_VALUES, ids=[key for _, key, *_ in CITED_VALUES]
+)
+def test_a_value_of_results_that_is_none_is_refused_by_file_and_key_and_the_page_is_left_as_it_is(
+    name: str, key: str, value: Any, said: str, inner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, file = tmp_path / "results", tmp_path / "results" / f"{name}.json"
+    write_results(folder)
+    (folder / "adaptation").mkdir()
+    shutil.copy(folder / "dann_usps_0.json", folder / "adaptation" / "dann_usps_lambda1_seed0.json")
+    growth = {"images_per_second": {"5000": 1.0}, "largest_over_smallest": 1.0, "repeats": 5, "device": "x"}
+    (folder / "benchmark-cpu.json").write_text(json.dumps({"growth": growth}))
+    monkeypatch.setattr(report.render, "__defaults__", (folder,))
+    monkeypatch.setattr(report.render_evidence, "__defaults__", (folder,))
+    markers = (
+        (report.EVIDENCE_BEGIN, report.EVIDENCE_END) if name.startswith("adaptation/") else (report.BEGIN, report.END)
+    )
+    page = tmp_path / "page.md"
+    page.write_text("\n".join(markers))
+    file.write_text(with_value(json.loads(file.read_text()), key, value))
+    code, out, error = ended(report, "--readme", page)
+    assert (code, out, error) == (2, "", f"report.py: {file}: {inner or key} {said}; restore the file.\n")
+    assert page.read_text() == "\n".join(markers)
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
