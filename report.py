@@ -28,6 +28,7 @@ from tables import (
     read_results,
     sign_points,
     signs_table,
+    soak_lines,
     speed_tables,
 )
 from utils import (
@@ -48,6 +49,7 @@ from utils import (
 RESULTS = Path(__file__).resolve().parent / "results"
 SHIPPED = Path(__file__).resolve().parent / "checkpoint"
 BEGIN, END = "<!-- results: begin, by report.py -->", "<!-- results: end -->"
+SOAK_BEGIN, SOAK_END = "<!-- soak: begin, by report.py -->", "<!-- soak: end -->"
 EVIDENCE_BEGIN, EVIDENCE_END = "<!-- evidence: begin, by report.py -->", "<!-- evidence: end -->"
 
 
@@ -172,16 +174,25 @@ def render_evidence(folder: Path = RESULTS) -> str:
     return "\n".join([EVIDENCE_BEGIN, *evidence_table(folder), "", ends, EVIDENCE_END])
 
 
+def render_soak(folder: Path = RESULTS) -> str:
+    """What stands between the markers of the README's section on what is promised."""
+    return "\n".join([SOAK_BEGIN, *soak_lines(folder), SOAK_END])
+
+
 def updated(readme: str, name: str) -> str:
-    """README text with the block between its markers made anew; UserError without markers."""
-    begin, end, block = (
-        (EVIDENCE_BEGIN, EVIDENCE_END, render_evidence) if EVIDENCE_BEGIN in readme else (BEGIN, END, render)
-    )
-    before, found, rest = readme.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise UserError(f"{name} has no markers {begin} ... {end}; put them where the table belongs.")
-    return before + block() + after
+    """README text with each block between its markers made anew; UserError without markers."""
+    blocks = [
+        (BEGIN, END, render),
+        (SOAK_BEGIN, SOAK_END, render_soak),
+        (EVIDENCE_BEGIN, EVIDENCE_END, render_evidence),
+    ]
+    for begin, end, block in [each for each in blocks if each[0] in readme] or blocks[:1]:
+        before, found, rest = readme.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise UserError(f"{name} has no markers {begin} ... {end}; put them where the table belongs.")
+        readme = before + block() + after
+    return readme
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

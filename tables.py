@@ -90,6 +90,25 @@ BENCHMARK = {
     "growth?": {"largest_over_smallest": COUNT, "images_per_second": {"#": COUNT}},
     "accuracy?": {"steps": COUNT, "seconds_to?": {"#": [COUNT, None]}},
 }
+# What `make soak` counts; MEMORY where the system tells it. A soak without one of KINDS was a part of it.
+HOSTILE = {
+    **{name: name for name in ("CSVs", "argument lists", "command lines", "images", "checkpoints")},
+    "runs of train.py": "runs of `train.py`",
+    "runs of tsne.py": "runs of `tsne.py`",
+}
+KINDS = (
+    *("kills of recipe paper", "kills of recipe strong", "of them while writing a file"),
+    *(*HOSTILE, *(f"{name} refused" for name in HOSTILE)),
+    *("rows of the longest CSV", "pairs of predictions into one file"),
+)
+MEMORY = ("images predicted", "peak memory in MB", "bytes more an image")
+SOAK = {
+    "counts": {"*?": COUNT, **dict.fromkeys(KINDS, COUNT)},
+    "seconds": COUNT,
+    "device": str,
+    "versions": {"torch": str},
+    "command": str,
+}
 
 # Accuracy on the target's val set as the public implementation's README states it: the best epoch by target labels.
 PUBLISHED = {
@@ -415,4 +434,29 @@ def speed_table(found: dict[str, Any]) -> list[str]:
         "| | | |",
         "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def soak_lines(folder: Path) -> list[str]:
+    """What the last `make soak` did, in words; that there was none where it left no counts."""
+    file = folder / "soak.json"
+    if not file.exists():
+        return ["`make soak` has not been run on this version: there are no counts to state yet."]
+    found = read_json(file)
+    check_values(file, found, SOAK)
+    counts: dict[str, int] = {name: count for name, count in found["counts"].items() if count is not None}
+    kills = counts["kills of recipe paper"] + counts["kills of recipe strong"]
+    cases, refused = (sum(counts[f"{name}{suffix}"] for name in HOSTILE) for suffix in ("", " refused"))
+    kinds = ", ".join(f"{counts[name]:,} {words}" for name, words in HOSTILE.items())
+    memory = ""
+    if set(MEMORY) <= counts.keys():
+        images, peak, each = (counts[name] for name in MEMORY)
+        memory = f" {images:,} images were predicted in {peak:,} MB at most, {each:,} bytes an image."
+    return [
+        f"The last `make soak` took {found['seconds'] / 60:.0f} minutes on {found['device']}, torch "
+        f"{found['versions']['torch']}: {kills:,} kills, {counts['of them while writing a file']:,} of them while a "
+        f"file was written, and {cases:,} hostile cases without a traceback, a hang or a write beside the output, "
+        f"{refused:,} of them refused: {kinds}. The longest CSV had {counts['rows of the longest CSV']:,} rows, "
+        f"{counts['pairs of predictions into one file']:,} pairs of predictions into one file never mixed.{memory} "
+        "The counts are in `results/soak.json`."
     ]

@@ -52,6 +52,9 @@ def test_every_result_is_of_a_real_run_with_its_command() -> None:
         if file.name.startswith("benchmark-"):
             assert all(part["command"].startswith("python benchmark.py ") for part in content.values()), file
             continue
+        if file.name == "soak.json":
+            assert content["command"].startswith("SOAK=1 python -m pytest ")
+            continue
         assert content["command"].startswith("python "), file
         assert content["select"] == "last", file
         assert content["images"]["target_val"] in (321, 1459), file
@@ -80,6 +83,40 @@ def test_a_changed_result_makes_the_check_fail_and_the_rewrite_mends_it(
     report.main(["--readme", str(readme), "--check"])
     assert readme.read_text().startswith("before\n")
     assert readme.read_text().endswith("\nafter\n")
+
+
+def soak_result() -> dict[str, Any]:
+    counts = {name: 1000 + i for i, name in enumerate((*tables.KINDS, *tables.MEMORY))}
+    command = "SOAK=1 python -m pytest tests/test_soak.py"
+    return {"counts": counts, "seconds": 725, "device": "cpu (x)", "versions": {"torch": "2.9"}, "command": command}
+
+
+def test_the_page_states_the_counts_of_the_soak_and_drifts_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_results(tmp_path / "results")
+    for block in (report.render, report.render_soak):
+        monkeypatch.setattr(block, "__defaults__", (tmp_path / "results",))
+    page, file = tmp_path / "README.md", tmp_path / "results" / "soak.json"
+    page.write_text(f"a\n{report.BEGIN}\n{report.END}\nb\n{report.SOAK_BEGIN}\nold\n{report.SOAK_END}\nc\n")
+    report.main(["--readme", str(page)])
+    absent = "`make soak` has not been run on this version: there are no counts to state yet."
+    assert page.read_text().endswith(f"\nb\n{report.SOAK_BEGIN}\n{absent}\n{report.SOAK_END}\nc\n")
+    file.write_text(json.dumps(soak_result()))
+    with pytest.raises(UserError, match="are not those of results/"):
+        report.main(["--readme", str(page), "--check"])
+    report.main(["--readme", str(page)])
+    text = page.read_text()
+    assert "The last `make soak` took 12 minutes on cpu (x), torch 2.9: 2,001 kills, 1,002 of them while a file" in text
+    assert "written, and 7,042 hostile cases without a traceback, a hang or a write beside the output, 7,091 of" in text
+    assert "refused: 1,003 CSVs, 1,004 argument lists, 1,005 command lines, 1,006 images, 1,007 checkpoints, " in text
+    assert "1,008 runs of `train.py`, 1,009 runs of `tsne.py`. The longest CSV had 1,017 rows, 1,018 pairs of" in text
+    assert "1,019 images were predicted in 1,020 MB at most, 1,021 bytes an image. The counts are in " in text
+    assert absent not in text
+    file.write_text(with_value(soak_result(), "counts.CSVs", "many"))
+    code, out, error = ended(report, "--readme", page)
+    said = f'report.py: {file}: counts.CSVs is "many", not a number from 0 to 1e+15; restore the file.\n'
+    assert (code, out, error, page.read_text()) == (2, "", said, text)
 
 
 def test_runs_are_compared_in_a_table_that_names_what_differs(dann_run: Path, tmp_path: Path) -> None:

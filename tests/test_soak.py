@@ -1,7 +1,7 @@
 """Nothing lost, nothing let in: kills at random moments, files and arguments that nobody would write, and load.
 
-`make test` runs a short version, `make soak` (SOAK=1) the long one, which ends with a line of counts; they stand in the
-README's table.
+`make test` runs a short version, `make soak` (SOAK=1) the long one, which writes its counts to results/soak.json, where
+report.py finds them for the README.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -34,12 +35,13 @@ import export
 import inference
 import prepare_data
 import report
+import tables
 import train
 import tsne
 from checkpoint import build_network, load_checkpoint
 from dataset import class_names, encode_labels, list_csv, list_split, read_domain, read_image, read_plain_png
 from model import DANN
-from utils import UserError
+from utils import UserError, check_values, describe_device, versions, write_json
 
 SOAK = bool(os.environ.get("SOAK"))
 LONG = {"kills": 24, "cases": 4000, "rounds": 10}
@@ -48,6 +50,8 @@ KILLS, CASES, ROUNDS = (LONG if SOAK else SHORT).values()  # of a recipe; of eac
 IMAGES = 200_000  # to predict
 ROWS = 1_000_000 if SOAK else 20_000  # of a CSV
 PROJECT = Path(train.__file__).parent
+SOAK_FILE = PROJECT / "results" / "soak.json"
+KEPT = f"\nwritten to {SOAK_FILE}; python report.py --readme README.md states them"
 COUNTS: Counter[str] = Counter()  # what was done, for the README
 fuzzing = settings(
     max_examples=CASES, deadline=None, derandomize=not SOAK, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -56,13 +60,31 @@ fuzzing = settings(
 
 @pytest.fixture(scope="module", autouse=True)
 def counts(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Say at the end what was done."""
+    """Say at the end what was done; of a whole soak keep it."""
     began = time.monotonic()
     yield
-    COUNTS["seconds"] = round(time.monotonic() - began)
+    command = f"SOAK=1 python -m pytest {shlex.join(request.config.invocation_params.args)}"
+    kept = SOAK and not request.session.testsfailed and keep(COUNTS, time.monotonic() - began, command, SOAK_FILE)
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        print(f"\ndone: {json.dumps(COUNTS)}")
+        print(f"\ndone: {json.dumps(COUNTS)}{KEPT if kept else ''}")
+
+
+def keep(counts: Counter[str], seconds: float, command: str, file: Path) -> bool:
+    """Write the counts of a soak and what they were counted on; nothing where a kind of test was left out."""
+    found = {
+        "counts": dict(counts),
+        "seconds": round(seconds),
+        "command": command,
+        "device": describe_device(torch.device("cpu")),
+        "versions": versions(),
+    }
+    try:
+        check_values(file, found, tables.SOAK)
+    except UserError:
+        return False
+    write_json(file, found)
+    return True
 
 
 # Kills
@@ -344,7 +366,7 @@ def test_any_command_line_ends_in_an_exit_code_and_writes_into_its_output_alone(
     assert (snapshot(home / "in"), snapshot(PROJECT)) == before
     assert {file.name for file in home.iterdir()} <= {"in", "out"}
     shutil.rmtree(home / "out", ignore_errors=True)
-    COUNTS["command lines run"] += 1
+    COUNTS["command lines"] += 1
     COUNTS["command lines refused"] += code == 2
 
 
@@ -579,6 +601,21 @@ def test_the_readme_states_the_counts() -> None:
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     assert f"{SHORT['kills']} kills a recipe in `make test`, {LONG['kills']} in `make soak`" in readme
     assert f"`make soak`: {LONG['cases']:,} cases of each, {LONG['cases'] // 4:,} command lines run" in readme
+    assert f"command lines run, {LONG['cases'] // 10:,} runs of `train.py` and of `tsne.py`" in readme
     assert f"{LONG['cases'] // 4:,} mutated files" in readme
     assert f"{LONG['rounds']} pairs in `make soak`" in readme
     assert f"`make soak`: {IMAGES:,} images" in readme
+
+
+def test_a_whole_soak_leaves_its_counts_and_a_part_of_one_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "soak.json"
+    whole = Counter({name: 10 * i + 1 for i, name in enumerate(tables.KINDS)})
+    for name in tables.KINDS:
+        assert not keep(Counter({other: n for other, n in whole.items() if other != name}), 60.0, "make soak", file)
+    assert list(tmp_path.iterdir()) == []
+    assert keep(whole, 61.4, "make soak", file)
+    found = json.loads(file.read_text())
+    assert (found["counts"], found["seconds"], found["command"]) == (dict(whole), 61, "make soak")
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["device"].startswith("cpu (")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["soak.json"]
