@@ -20,6 +20,7 @@ from typing import Any
 from checkpoint import load_checkpoint
 from plots import draw_curves, draw_signs
 from tables import (
+    COMPARED,
     accuracy_table,
     evidence_table,
     footnotes,
@@ -27,12 +28,16 @@ from tables import (
     read_results,
     sign_points,
     signs_table,
+    soak_lines,
     speed_tables,
 )
 from utils import (
+    NUMBER,
+    SHARE,
     Parser,
     UserError,
     atomic_path,
+    check_values,
     read_json,
     read_metrics,
     run_script,
@@ -44,6 +49,7 @@ from utils import (
 RESULTS = Path(__file__).resolve().parent / "results"
 SHIPPED = Path(__file__).resolve().parent / "checkpoint"
 BEGIN, END = "<!-- results: begin, by report.py -->", "<!-- results: end -->"
+SOAK_BEGIN, SOAK_END = "<!-- soak: begin, by report.py -->", "<!-- soak: end -->"
 EVIDENCE_BEGIN, EVIDENCE_END = "<!-- evidence: begin, by report.py -->", "<!-- evidence: end -->"
 
 
@@ -79,6 +85,7 @@ def read_result(run: Path) -> dict[str, Any]:
     result = read_json(run / "result.json", *keys, "checkpoint", "args")
     if not isinstance(result["args"], dict) or not {"train_mode", "target_file"} <= set(result["args"]):
         raise UserError(f"{run / 'result.json'} does not say its arguments; restore it or choose another run folder.")
+    check_values(run / "result.json", result, COMPARED)
     return result
 
 
@@ -124,7 +131,7 @@ def compare(runs: list[Path]) -> str:
                 name,
                 shown(result["target_val_accuracy"]),
                 shown(result["source_val_accuracy"]),
-                shown(result["proxy_a_distance"]["trained"], 2),
+                shown(result["proxy_a_distance"].get("trained"), 2),
                 f"{result['seconds']:.0f}",
                 f"{result['images_per_second']:.0f}",
                 *[str(result["args"].get(key)) for key in differing],
@@ -155,26 +162,37 @@ def render_evidence(folder: Path = RESULTS) -> str:
     shipped = []
     for file in sorted(SHIPPED.glob("dann_*.pt")):
         checkpoint = load_checkpoint(file)
+        measured = {"L_d?": NUMBER, "domain_accuracy?": SHARE}
+        check_values(file, checkpoint, {"metrics": measured, "args": {"recipe": str}})
         line = checkpoint["metrics"]
         if line.get("L_d") is not None:
             shipped.append(
                 f"`{file.name}` ({checkpoint['args']['recipe']}) {line['L_d']:.3f}, domain accuracy "
-                f"{line['domain_accuracy']:.2f}"
+                f"{shown(line.get('domain_accuracy'), 2)}"
             )
     ends = f"Domain loss at the end of the shipped checkpoints' runs: {'; '.join(shipped) or 'not known'}."
     return "\n".join([EVIDENCE_BEGIN, *evidence_table(folder), "", ends, EVIDENCE_END])
 
 
+def render_soak(folder: Path = RESULTS) -> str:
+    """What stands between the markers of the README's section on what is promised."""
+    return "\n".join([SOAK_BEGIN, *soak_lines(folder), SOAK_END])
+
+
 def updated(readme: str, name: str) -> str:
-    """README text with the block between its markers made anew; UserError without markers."""
-    begin, end, block = (
-        (EVIDENCE_BEGIN, EVIDENCE_END, render_evidence) if EVIDENCE_BEGIN in readme else (BEGIN, END, render)
-    )
-    before, found, rest = readme.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise UserError(f"{name} has no markers {begin} ... {end}; put them where the table belongs.")
-    return before + block() + after
+    """README text with each block between its markers made anew; UserError without markers."""
+    blocks = [
+        (BEGIN, END, render),
+        (SOAK_BEGIN, SOAK_END, render_soak),
+        (EVIDENCE_BEGIN, EVIDENCE_END, render_evidence),
+    ]
+    for begin, end, block in [each for each in blocks if each[0] in readme] or blocks[:1]:
+        before, found, rest = readme.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise UserError(f"{name} has no markers {begin} ... {end}; put them where the table belongs.")
+        readme = before + block() + after
+    return readme
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -198,10 +216,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(ship(args.ship))
     if args.runs:
         outcome["table"] = compare(args.runs)
+        curves = {name: read_metrics(run / "metrics.jsonl") for name, run in run_names(args.runs).items()}
         print(outcome["table"])
         figure = args.out_path or args.runs[0].resolve().parent / "comparison.png"
-        names = run_names(args.runs)
-        draw_curves({name: read_metrics(run / "metrics.jsonl") for name, run in names.items()}, figure)
+        draw_curves(curves, figure)
         print(figure)
     if args.signs:
         points = sign_points(read_results(RESULTS))

@@ -11,7 +11,7 @@ import pandas as pd
 from model import ARCHITECTURES
 from signs import SIGNS
 from strong import TEACHER_SIGNS
-from utils import UserError, read_json, shown
+from utils import NUMBER, SHARE, UserError, check_values, read_json, shown
 
 VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers")  # within a cell of a table
 MODES, TARGETS = ("source", "dann", "target"), ("svhn", "usps")
@@ -29,6 +29,86 @@ class Cell(NamedTuple):
 
 Result = dict[str, Any]
 Cells = dict[Cell, list[Result]]
+
+# What a result.json and a benchmark's json must hold, see check_values; null is what a run did not measure.
+COUNT, DISTANCE = (0, 1e15), (-2, 2)
+RESULT = {
+    "target_val_accuracy?": SHARE,
+    "source_val_accuracy?": SHARE,
+    "proxy_a_distance": {"untrained?": DISTANCE, "trained?": DISTANCE},
+    "signs?": {"*?": NUMBER},
+    "losses?": {"*?": NUMBER},
+    "information_maximisation?": NUMBER,
+}
+COMPARED = {
+    **RESULT,
+    "seconds": COUNT,
+    "images_per_second": COUNT,
+    "checkpoint": str,
+    "args": {"train_mode": str, "target_file?": str},
+}
+CITED = {
+    **RESULT,
+    "target_val_accuracy": SHARE,
+    "seconds": COUNT,
+    "seed": COUNT,
+    "select": str,
+    "device": str,
+    "versions": {"torch": str},
+    "images": {"target_val": (1, 1e15)},
+    "args": {"recipe": str, "arch": str, "train_mode": str, "target_file": str, "without?": [str]},
+}
+BENCHMARK = {
+    "*": {"device": str, "repeats": COUNT},
+    "training?": {
+        f"{arch}?": dict.fromkeys(
+            (
+                *("images_per_second", "times_plain", "share_of_bare", "share_of_matrix_rate", "matrix_gflops"),
+                "floor_images_per_second",
+            ),
+            COUNT,
+        )
+        for arch in ARCHITECTURES
+    },
+    "prediction?": {
+        f"{arch}?": dict.fromkeys(
+            ("images", "images_per_second", "times_one_by_one", "share_of_decode_and_forward"), COUNT
+        )
+        for arch in ARCHITECTURES
+    },
+    "start?": {
+        "images": {"*": COUNT},
+        **dict.fromkeys(
+            (
+                *("launch_to_first_step_seconds", "import_train_seconds", "import_torch_seconds", "read_seconds"),
+                *("untrained_network_measured_seconds", "first_step_seconds"),
+                *("peak_memory_megabytes", "peak_above_raw_megabytes", "raw_train_megabytes"),
+            ),
+            NUMBER,
+        ),
+    },
+    "growth?": {"largest_over_smallest": COUNT, "images_per_second": {"#": COUNT}},
+    "accuracy?": {"steps": COUNT, "seconds_to?": {"#": [COUNT, None]}},
+}
+# What `make soak` counts; MEMORY where the system tells it. A soak without one of KINDS was a part of it.
+HOSTILE = {
+    **{name: name for name in ("CSVs", "argument lists", "command lines", "images", "checkpoints")},
+    "runs of train.py": "runs of `train.py`",
+    "runs of tsne.py": "runs of `tsne.py`",
+}
+KINDS = (
+    *("kills of recipe paper", "kills of recipe strong", "of them while writing a file"),
+    *(*HOSTILE, *(f"{name} refused" for name in HOSTILE)),
+    *("rows of the longest CSV", "pairs of predictions into one file"),
+)
+MEMORY = ("images predicted", "peak memory in MB", "bytes more an image")
+SOAK = {
+    "counts": {"*?": COUNT, **dict.fromkeys(KINDS, COUNT)},
+    "seconds": COUNT,
+    "device": str,
+    "versions": {"torch": str},
+    "command": str,
+}
 
 # Accuracy on the target's val set as the public implementation's README states it: the best epoch by target labels.
 PUBLISHED = {
@@ -57,9 +137,11 @@ def read_results(folder: Path) -> Cells:
     cells: Cells = defaultdict(list)
     for file in sorted(folder.glob("*.json")):
         result = read_json(file)
-        args = result.get("args", {})
+        check_values(file, result, {"args?": {}})
+        args = result.get("args") or {}
         if "train_mode" in args:
-            without = tuple(args.get("without", ()))
+            check_values(file, result, CITED)
+            without = tuple(args.get("without") or ())
             cells[Cell(args["recipe"], args["arch"], args["train_mode"], args["target_file"], without)].append(result)
     for key, found in cells.items():
         kinds = [
@@ -118,7 +200,7 @@ def accuracy_table(cells: Cells) -> list[str]:
             if not any(found):
                 continue
             both = [result for results in found for result in results]
-            distances = [[result["proxy_a_distance"]["trained"] for result in results] for results in found]
+            distances = [[result["proxy_a_distance"].get("trained") for result in results] for results in found]
             distance = " / ".join(
                 spread([v for v in values if v is not None], 2) if any(v is not None for v in values) else "-"
                 for values in distances
@@ -146,7 +228,7 @@ def footnotes(cells: Cells) -> list[str]:
     torches = " and ".join(sorted({result["versions"]["torch"] for result in results}))
     selects = ", ".join(sorted({result["select"] for result in results}))
     untrained = [
-        spread([r["proxy_a_distance"]["untrained"] for r in found], 2)
+        known_spread([r["proxy_a_distance"].get("untrained") for r in found], 2)
         for target in TARGETS
         if (found := cells.get(Cell("paper", "small", "dann", target)))
     ]
@@ -257,14 +339,17 @@ def evidence_table(folder: Path) -> list[str]:
     ]
     for words, pattern in EVIDENCE:
         for target in TARGETS:
-            results = [read_json(file) for file in sorted(folder.glob(pattern.format(target) + ".json"))]
+            files = sorted(folder.glob(pattern.format(target) + ".json"))
+            results = [read_json(file) for file in files]
             if not results:
                 continue
+            for file, result in zip(files, results, strict=True):
+                check_values(file, result, {**RESULT, "target_val_accuracy": SHARE})
             columns = [
-                [result["source_val_accuracy"] for result in results],
-                [result["proxy_a_distance"]["trained"] for result in results],
-                [result.get("losses", {}).get("L_d") for result in results],
-                [result.get("signs", result).get("information_maximisation") for result in results],
+                [result.get("source_val_accuracy") for result in results],
+                [result["proxy_a_distance"].get("trained") for result in results],
+                [(result.get("losses") or {}).get("L_d") for result in results],
+                [(result.get("signs") or result).get("information_maximisation") for result in results],
             ]
             cells = [known_spread(column, digits) for column, digits in zip(columns, (3, 2, 3, 3), strict=True)]
             lines.append(
@@ -277,13 +362,15 @@ def speed_tables(folder: Path) -> list[str]:
     """What benchmark.py measured, a table a device; nothing where there is no such file."""
     lines: list[str] = []
     for file in sorted(folder.glob("benchmark-*.json")):
-        lines += ["", *speed_table(read_json(file))] if lines else speed_table(read_json(file))
+        found = {part: measured for part, measured in read_json(file).items() if measured is not None}
+        check_values(file, found, BENCHMARK)
+        lines += ["", *speed_table(found)] if lines else speed_table(found)
     return lines
 
 
 def by_network(found: dict[str, Any], part: str) -> list[tuple[str, dict[str, Any]]]:
     """What a part of the benchmark measured of each network."""
-    return [(arch, found[part][arch]) for arch in ARCHITECTURES if arch in found.get(part, {})]
+    return [(arch, found[part][arch]) for arch in ARCHITECTURES if found.get(part, {}).get(arch)]
 
 
 def speed_table(found: dict[str, Any]) -> list[str]:
@@ -329,7 +416,7 @@ def speed_table(found: dict[str, Any]) -> list[str]:
             )
         )
     if growth := found.get("growth"):
-        counts = ", ".join(f"{int(n):,}: {rate:,.0f}" for n, rate in growth["images_per_second"].items())
+        counts = ", ".join(f"{float(n):,.0f}: {rate:,.0f}" for n, rate in growth["images_per_second"].items())
         rows.append(("images/s by images a domain", f"{growth['largest_over_smallest']:.2f}", counts))
     if reached := found.get("accuracy", {}).get("seconds_to"):
         for mark, seconds in reached.items():
@@ -347,4 +434,29 @@ def speed_table(found: dict[str, Any]) -> list[str]:
         "| | | |",
         "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def soak_lines(folder: Path) -> list[str]:
+    """What the last `make soak` did, in words; that there was none where it left no counts."""
+    file = folder / "soak.json"
+    if not file.exists():
+        return ["`make soak` has not been run on this version: there are no counts to state yet."]
+    found = read_json(file)
+    check_values(file, found, SOAK)
+    counts: dict[str, int] = {name: count for name, count in found["counts"].items() if count is not None}
+    kills = counts["kills of recipe paper"] + counts["kills of recipe strong"]
+    cases, refused = (sum(counts[f"{name}{suffix}"] for name in HOSTILE) for suffix in ("", " refused"))
+    kinds = ", ".join(f"{counts[name]:,} {words}" for name, words in HOSTILE.items())
+    memory = ""
+    if set(MEMORY) <= counts.keys():
+        images, peak, each = (counts[name] for name in MEMORY)
+        memory = f" {images:,} images were predicted in {peak:,} MB at most, {each:,} bytes an image."
+    return [
+        f"The last `make soak` took {found['seconds'] / 60:.0f} minutes on {found['device']}, torch "
+        f"{found['versions']['torch']}: {kills:,} kills, {counts['of them while writing a file']:,} of them while a "
+        f"file was written, and {cases:,} hostile cases without a traceback, a hang or a write beside the output, "
+        f"{refused:,} of them refused: {kinds}. The longest CSV had {counts['rows of the longest CSV']:,} rows, "
+        f"{counts['pairs of predictions into one file']:,} pairs of predictions into one file never mixed.{memory} "
+        "The counts are in `results/soak.json`."
     ]

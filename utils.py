@@ -300,6 +300,49 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     return found
 
 
+MISSING = object()
+NUMBER, SHARE = (-1e15, 1e15), (0, 1)  # no measure of ours is larger, and sums of larger ones overflow
+
+
+def check_values(place: Path | str, value: Any, wanted: Any, key: str = "") -> None:
+    """UserError that names file and key where `value`, read from JSON, is not `wanted` and cannot be reckoned with.
+
+    wanted: (low, high) for a number in that range, `str` for a text, [wanted] for a list of such ([wanted, None]: with
+    gaps), or a dict: key -> wanted. A key that ends in ? may be absent or null, * stands for every key that is there,
+    # for the same where keys are numbers themselves.
+    """
+    if isinstance(wanted, dict) and isinstance(value, dict):
+        for name, inner in wanted.items():
+            bare = name.rstrip("?")
+            for each in value if bare in ("*", "#") else [bare]:
+                found, inside = value.get(each, MISSING), f"{key}.{each}".lstrip(".")
+                if bare == "#" and not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,15})?", each):
+                    raise UserError(f"{place}: {key} has the key {json.dumps(each)}, not a number; restore the file.")
+                if not (name.endswith("?") and (found is None or found is MISSING)):
+                    check_values(place, found, inner, inside)
+    elif isinstance(wanted, list) and isinstance(value, list):
+        for i, found in enumerate(value):
+            if found is not None or None not in wanted:
+                check_values(place, found, wanted[0], f"{key}[{i}]")
+    elif value is MISSING:
+        raise UserError(f"{place}: {key} is missing; restore the file.")
+    elif isinstance(wanted, tuple):
+        if type(value) not in (int, float) or not wanted[0] <= value <= wanted[1]:
+            words = f"a number from {wanted[0]:g} to {wanted[1]:g}"
+            raise UserError(f"{place}: {key} is {in_short(value)}, not {words}; restore the file.")
+    elif wanted is not str or not isinstance(value, str) or not value.isprintable():
+        words = "a text" if wanted is str else in_short(wanted)
+        raise UserError(f"{place}: {key} is {in_short(value)}, not {words}; restore the file.")
+
+
+def in_short(value: Any) -> str:
+    """A value as JSON writes it, cut where it is long; of what holds others only what it is."""
+    if value is not None and not isinstance(value, (str, int, float)):
+        return "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else "no plain value"
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint {model, model_args, args, step, metrics, versions, resume} whole or not at all."""
     content = io.BytesIO()
@@ -367,9 +410,20 @@ class RunLog:
             self.board.close()
 
 
+METRICS = {
+    **{name: NUMBER for name in ("step", "seconds?", "lambda?", "L_y?", "L_d?")},
+    **{f"{name}_accuracy?": SHARE for name in ("domain", "source_val", "target_val")},
+    "top_class_share?": SHARE,
+    "diversity?": (-1, 100),
+}
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics.jsonl up to the first that is none, such as a last one that a killed run left half written."""
-    lines = []
+    """Lines of a metrics.jsonl up to the first that is none, such as a last one that a killed run left half written.
+
+    Raises UserError for a line with anything but numbers where numbers belong: that is no half of a line.
+    """
+    lines: list[dict[str, Any]] = []
     if path.exists():
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
@@ -378,6 +432,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 break
             if not isinstance(line, dict) or not isinstance(line.get("step"), int):
                 break
+            check_values(f"{path} line {len(lines) + 1}", line, METRICS)
             lines.append(line)
     return lines
 

@@ -527,6 +527,22 @@ CONTRADICTIONS: list[tuple[ModuleType, str, str]] = [
         f"{TRAIN} --without teacher",
         "--without leaves parts out of --recipe strong; --recipe paper has none of them.",
     ),
+    (
+        train,
+        f"{TRAIN} --recipe strong --arch published",
+        "--recipe strong is for --arch small; the classifiers of published would mix the domains' statistics.",
+    ),
+    (
+        train,
+        "--data_root d --train_mode target --target_file usps --recipe strong --without teacher",
+        "--without teacher: --train_mode target has no such part to leave out.",
+    ),
+    (
+        train,
+        "--data_root d --train_mode source --lambda_max 1",
+        "--lambda_max weighs the domain gradient, which this mode and recipe do without; leave it out.",
+    ),
+    (prepare_data, "digits --out o --sample --seed 3", "--sample has a split of its own; leave out --seed."),
     (report, "--check", "nothing to report; name run folders, --readme FILE, --add RUN, --ship RUN or --signs PNG."),
     (report, "run --check", "--check checks a README; name it with --readme FILE."),
     (report, "--readme r --out_path x.png", "--out_path draws the curves of runs; name run folders."),
@@ -624,6 +640,20 @@ def test_a_resume_on_other_data_is_refused(small_data: Path, tmp_path: Path) -> 
     csv.write_text("\n".join(csv.read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(UserError, match="images or labels that it was trained on have changed; restore them or use"):
         train.main([*flags, "--resume"])
+
+
+def test_a_resume_on_a_log_of_words_is_refused_and_leaves_the_run_as_it_is(small_data: Path, tmp_path: Path) -> None:
+    flags = ["--data_root", small_data, "--train_mode", "dann", "--target_file", "usps", *QUICK]
+    flags += ["--save_dir", tmp_path, "--run_name", "run"]
+    assert ended(train, *flags)[0] == 0
+    (tmp_path / "run" / "result.json").unlink()
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_text(re.sub(r'"lambda": [^,]+', '"lambda": "low"', log.read_text()))
+    before = {file.name: file.read_bytes() for file in log.parent.iterdir()}
+    code, _, error = ended(train, *flags, "--resume")
+    said = f'train.py: {log} line 1: lambda is "low", not a number from -1e+15 to 1e+15; restore the file.\n'
+    assert (code, error) == (2, said)
+    assert {file.name: file.read_bytes() for file in log.parent.iterdir()} == before
 
 
 def test_a_checkpoint_that_fell_out_as_the_run_was_killed_is_removed_later(small_data: Path, tmp_path: Path) -> None:

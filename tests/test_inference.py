@@ -1,8 +1,15 @@
 """Prediction: whole or not at all, every readable image labelled, the rest named."""
 
+import contextlib
+import fcntl
+import os
+import pty
+import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -259,3 +266,51 @@ def test_images_unlike_the_training_target_give_a_warning() -> None:
     assert "warning" not in inference.summary(sure, classes, {"entropy": 0.1})
     assert "warning" not in inference.summary(unsure, classes, {})  # a published checkpoint does not say
     assert "answers: 0 1, 1 1, 2 1, 3 1, 4 1, 5 0" in inference.summary(sure, classes, {})
+
+
+SLOWLY = """
+import functools, sys, time
+import inference
+predict = inference.predict
+inference.CHUNK = 4
+inference.Progress = functools.partial(inference.Progress, every=0.0)
+inference.predict = lambda *given: (time.sleep(0.3), predict(*given))[1]
+inference.main(sys.argv[1:])
+"""
+
+
+def slow_prediction(run: Path, images: Path, out: Path, stderr: int) -> subprocess.Popen[str]:
+    """A process that predicts ten images, four at a time, slowly enough to be watched."""
+    flags = ["--checkpoint", str(run), "--test_loc", str(images), "--out_path", str(out)]
+    command = [sys.executable, "-c", SLOWLY, *flags]
+    home = Path(inference.__file__).parent
+    return subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL, stderr=stderr, text=True)
+
+
+def test_a_terminal_shows_a_bar_with_rate_and_time_left_and_keeps_none_of_it(
+    dann_run: Path, images: Path, tmp_path: Path
+) -> None:
+    terminal, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    process, shown = slow_prediction(dann_run, images, tmp_path, theirs), b""
+    os.close(theirs)
+    with contextlib.suppress(OSError):  # Linux's way to say that the other side is closed
+        while more := os.read(terminal, 1 << 16):
+            shown += more
+    os.close(terminal)
+    assert process.wait() == 0, shown
+    bars = shown.decode().split("\r")
+    assert re.fullmatch(r"predict: +0%\| +\| 0/10 \[00:00<\?, \?images/s\]", bars[1]), bars
+    middle = r"predict: +80%\|█+.? +\| 8/10 \[\d\d:\d\d<\d\d:\d\d, +\d+\.\d\d(images/s|s/images)\]"
+    assert any(re.fullmatch(middle, bar) for bar in bars), bars
+    assert bars[-2].strip() == bars[-1] == ""  # wiped out at the end
+    assert "\n" not in shown.decode()
+
+
+def test_without_a_terminal_progress_is_plain_lines(dann_run: Path, images: Path, tmp_path: Path) -> None:
+    process = slow_prediction(dann_run, images, tmp_path, subprocess.PIPE)
+    _, shown = process.communicate()
+    assert process.returncode == 0, shown
+    lines = [re.fullmatch(r"predict: (\d+)/10 images, \d+\.\d images/s, \d+ s left", x) for x in shown.split("\n")[:-1]]
+    assert [line and line[1] for line in lines] == ["4", "8", "10"], shown
+    assert "\r" not in shown

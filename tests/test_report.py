@@ -1,11 +1,12 @@
 """The README's tables are those of results/, and runs can be compared."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import same_tensors
+from conftest import ended, same_tensors
 
 import report
 import tables
@@ -51,6 +52,9 @@ def test_every_result_is_of_a_real_run_with_its_command() -> None:
         if file.name.startswith("benchmark-"):
             assert all(part["command"].startswith("python benchmark.py ") for part in content.values()), file
             continue
+        if file.name == "soak.json":
+            assert content["command"].startswith("SOAK=1 python -m pytest ")
+            continue
         assert content["command"].startswith("python "), file
         assert content["select"] == "last", file
         assert content["images"]["target_val"] in (321, 1459), file
@@ -81,6 +85,40 @@ def test_a_changed_result_makes_the_check_fail_and_the_rewrite_mends_it(
     assert readme.read_text().endswith("\nafter\n")
 
 
+def soak_result() -> dict[str, Any]:
+    counts = {name: 1000 + i for i, name in enumerate((*tables.KINDS, *tables.MEMORY))}
+    command = "SOAK=1 python -m pytest tests/test_soak.py"
+    return {"counts": counts, "seconds": 725, "device": "cpu (x)", "versions": {"torch": "2.9"}, "command": command}
+
+
+def test_the_page_states_the_counts_of_the_soak_and_drifts_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_results(tmp_path / "results")
+    for block in (report.render, report.render_soak):
+        monkeypatch.setattr(block, "__defaults__", (tmp_path / "results",))
+    page, file = tmp_path / "README.md", tmp_path / "results" / "soak.json"
+    page.write_text(f"a\n{report.BEGIN}\n{report.END}\nb\n{report.SOAK_BEGIN}\nold\n{report.SOAK_END}\nc\n")
+    report.main(["--readme", str(page)])
+    absent = "`make soak` has not been run on this version: there are no counts to state yet."
+    assert page.read_text().endswith(f"\nb\n{report.SOAK_BEGIN}\n{absent}\n{report.SOAK_END}\nc\n")
+    file.write_text(json.dumps(soak_result()))
+    with pytest.raises(UserError, match="are not those of results/"):
+        report.main(["--readme", str(page), "--check"])
+    report.main(["--readme", str(page)])
+    text = page.read_text()
+    assert "The last `make soak` took 12 minutes on cpu (x), torch 2.9: 2,001 kills, 1,002 of them while a file" in text
+    assert "written, and 7,042 hostile cases without a traceback, a hang or a write beside the output, 7,091 of" in text
+    assert "refused: 1,003 CSVs, 1,004 argument lists, 1,005 command lines, 1,006 images, 1,007 checkpoints, " in text
+    assert "1,008 runs of `train.py`, 1,009 runs of `tsne.py`. The longest CSV had 1,017 rows, 1,018 pairs of" in text
+    assert "1,019 images were predicted in 1,020 MB at most, 1,021 bytes an image. The counts are in " in text
+    assert absent not in text
+    file.write_text(with_value(soak_result(), "counts.CSVs", "many"))
+    code, out, error = ended(report, "--readme", page)
+    said = f'report.py: {file}: counts.CSVs is "many", not a number from 0 to 1e+15; restore the file.\n'
+    assert (code, out, error, page.read_text()) == (2, "", said, text)
+
+
 def test_runs_are_compared_in_a_table_that_names_what_differs(dann_run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
@@ -96,6 +134,135 @@ def test_runs_are_compared_in_a_table_that_names_what_differs(dann_run: Path, tm
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     report.main([str(other), str(dann_run)])
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def with_value(content: dict[str, Any], key: str, value: Any) -> str:
+    """JSON of `content` with another value at a dotted key."""
+    changed = json.loads(json.dumps(content))
+    *way, last = key.split(".")
+    inner = changed
+    for name in way:
+        inner = inner[name]
+    inner[last] = value
+    return json.dumps(changed)
+
+
+NAN, HUGE = float("nan"), 10**400
+RUN_VALUES: list[tuple[str, Any, str]] = [
+    ("target_val_accuracy", "high", 'is "high", not a number from 0 to 1'),
+    ("target_val_accuracy", NAN, "is NaN, not a number from 0 to 1"),
+    ("target_val_accuracy", True, "is true, not a number from 0 to 1"),
+    ("source_val_accuracy", [0.9], "is a list, not a number from 0 to 1"),
+    ("source_val_accuracy", -0.5, "is -0.5, not a number from 0 to 1"),
+    ("proxy_a_distance", "far", 'is "far", not an object'),
+    ("proxy_a_distance.trained", {}, "is an object, not a number from -2 to 2"),
+    ("seconds", None, "is null, not a number from 0 to 1e+15"),
+    ("seconds", HUGE, f"is 1{'0' * 36}..., not a number from 0 to 1e+15"),
+    ("images_per_second", "1000", 'is "1000", not a number from 0 to 1e+15'),
+    ("images_per_second", float("inf"), "is Infinity, not a number from 0 to 1e+15"),
+    ("checkpoint", 3, "is 3, not a text"),
+    ("args.train_mode", ["dann"], "is a list, not a text"),
+    ("args.target_file", "us\0ps", 'is "us\\u0000ps", not a text'),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), RUN_VALUES, ids=[key for key, *_ in RUN_VALUES])
+def test_a_value_of_a_run_that_is_none_is_refused_by_file_and_key_and_nothing_is_written(
+    key: str, value: Any, said: str, dann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RESULTS", "SHIPPED"):
+        monkeypatch.setattr(report, name, tmp_path / "out" / name)
+    file = tmp_path / "run" / "result.json"
+    shutil.copytree(dann_run, file.parent)
+    file.write_text(with_value(json.loads(file.read_text()), key, value))
+    for words in ([file.parent], ["--add", file.parent], ["--ship", file.parent]):
+        code, out, error = ended(report, *words)
+        assert (code, out, error) == (2, "", f"report.py: {file}: {key} {said}; restore the file.\n")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("L_y", "low", 'is "low", not a number from -1e+15 to 1e+15'),
+        ("L_d", HUGE, f"is 1{'0' * 36}..., not a number from -1e+15 to 1e+15"),
+        ("lambda", [], "is a list, not a number from -1e+15 to 1e+15"),
+        ("target_val_accuracy", NAN, "is NaN, not a number from 0 to 1"),
+        ("step", HUGE, f"is 1{'0' * 36}..., not a number from -1e+15 to 1e+15"),
+    ],
+    ids=["L_y", "L_d", "lambda", "target_val_accuracy", "step"],
+)
+def test_a_value_of_a_log_that_is_none_is_refused_by_line_and_key(
+    key: str, value: Any, said: str, dann_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(dann_run, tmp_path / "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    first, second = log.read_text().splitlines()
+    log.write_text(f"{first}\n{with_value(json.loads(second), key, value)}\n")
+    code, out, error = ended(report, tmp_path / "run")
+    assert (code, out, error) == (2, "", f"report.py: {log} line 2: {key} {said}; restore the file.\n")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+# file, key, value, what is said of it, said of which key where that lies deeper
+CITED_VALUES: list[tuple[str, str, Any, str, str]] = [
+    ("dann_svhn_0", "target_val_accuracy", None, "is null, not a number from 0 to 1", ""),
+    ("dann_svhn_0", "target_val_accuracy", 1.5, "is 1.5, not a number from 0 to 1", ""),
+    ("dann_svhn_0", "seconds", "long", 'is "long", not a number from 0 to 1e+15', ""),
+    ("dann_svhn_0", "seed", "first", 'is "first", not a number from 0 to 1e+15', ""),
+    ("dann_svhn_0", "images.target_val", 0, "is 0, not a number from 1 to 1e+15", ""),
+    ("dann_svhn_0", "images", None, "is null, not an object", ""),
+    ("dann_svhn_0", "proxy_a_distance.untrained", "far", 'is "far", not a number from -2 to 2', ""),
+    ("dann_svhn_0", "versions.torch", 2.9, "is 2.9, not a text", ""),
+    ("dann_svhn_0", "signs", {"entropy": "low"}, 'is "low", not a number from -1e+15 to 1e+15', "signs.entropy"),
+    ("dann_svhn_0", "args", "dann", 'is "dann", not an object', ""),
+    ("dann_svhn_0", "args.without", [["teacher"]], "is a list, not a text", "args.without[0]"),
+    ("adaptation/dann_usps_lambda1_seed0", "target_val_accuracy", "high", 'is "high", not a number from 0 to 1', ""),
+    (
+        "adaptation/dann_usps_lambda1_seed0",
+        "losses",
+        {"L_d": NAN},
+        "is NaN, not a number from -1e+15 to 1e+15",
+        "losses.L_d",
+    ),
+    ("benchmark-cpu", "growth.repeats", None, "is null, not a number from 0 to 1e+15", ""),
+    ("benchmark-cpu", "growth.images_per_second", {"many": 1}, 'has the key "many", not a number', ""),
+    ("benchmark-cpu", "growth.images_per_second.5000", "x", 'is "x", not a number from 0 to 1e+15', ""),
+    ("benchmark-cpu", "growth.images_per_second.5000", HUGE, f"is 1{'0' * 36}..., not a number from 0 to 1e+15", ""),
+    ("benchmark-cpu", "training", "small", 'is "small", not an object', ""),
+    (
+        "benchmark-cpu",
+        "training",
+        {"repeats": 1, "device": "x", "small": {}},
+        "is missing",
+        "training.small.images_per_second",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "said", "inner"), CITED_VALUES, ids=[key for _, key, *_ in CITED_VALUES]
+)
+def test_a_value_of_results_that_is_none_is_refused_by_file_and_key_and_the_page_is_left_as_it_is(
+    name: str, key: str, value: Any, said: str, inner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, file = tmp_path / "results", tmp_path / "results" / f"{name}.json"
+    write_results(folder)
+    (folder / "adaptation").mkdir()
+    shutil.copy(folder / "dann_usps_0.json", folder / "adaptation" / "dann_usps_lambda1_seed0.json")
+    growth = {"images_per_second": {"5000": 1.0}, "largest_over_smallest": 1.0, "repeats": 5, "device": "x"}
+    (folder / "benchmark-cpu.json").write_text(json.dumps({"growth": growth}))
+    monkeypatch.setattr(report.render, "__defaults__", (folder,))
+    monkeypatch.setattr(report.render_evidence, "__defaults__", (folder,))
+    markers = (
+        (report.EVIDENCE_BEGIN, report.EVIDENCE_END) if name.startswith("adaptation/") else (report.BEGIN, report.END)
+    )
+    page = tmp_path / "page.md"
+    page.write_text("\n".join(markers))
+    file.write_text(with_value(json.loads(file.read_text()), key, value))
+    code, out, error = ended(report, "--readme", page)
+    assert (code, out, error) == (2, "", f"report.py: {file}: {inner or key} {said}; restore the file.\n")
+    assert page.read_text() == "\n".join(markers)
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:

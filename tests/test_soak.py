@@ -1,42 +1,47 @@
 """Nothing lost, nothing let in: kills at random moments, files and arguments that nobody would write, and load.
 
-`make test` runs a short version, `make soak` (SOAK=1) the long one, which ends with a line of counts; they stand in the
-README's table.
+`make test` runs a short version, `make soak` (SOAK=1) the long one, which writes its counts to results/soak.json, where
+report.py finds them for the README.
 """
 
+import contextlib
 import io
 import itertools
 import json
 import os
 import random
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ended, same_state, same_tensors
+from conftest import ended, same_state, same_tensors, write_domain
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 import benchmark
 import export
 import inference
 import prepare_data
 import report
+import tables
 import train
 import tsne
 from checkpoint import build_network, load_checkpoint
 from dataset import class_names, encode_labels, list_csv, list_split, read_domain, read_image, read_plain_png
 from model import DANN
-from utils import UserError
+from utils import UserError, check_values, describe_device, versions, write_json
 
 SOAK = bool(os.environ.get("SOAK"))
 LONG = {"kills": 24, "cases": 4000, "rounds": 10}
@@ -45,6 +50,8 @@ KILLS, CASES, ROUNDS = (LONG if SOAK else SHORT).values()  # of a recipe; of eac
 IMAGES = 200_000  # to predict
 ROWS = 1_000_000 if SOAK else 20_000  # of a CSV
 PROJECT = Path(train.__file__).parent
+SOAK_FILE = PROJECT / "results" / "soak.json"
+KEPT = f"\nwritten to {SOAK_FILE}; python report.py --readme README.md states them"
 COUNTS: Counter[str] = Counter()  # what was done, for the README
 fuzzing = settings(
     max_examples=CASES, deadline=None, derandomize=not SOAK, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -53,13 +60,31 @@ fuzzing = settings(
 
 @pytest.fixture(scope="module", autouse=True)
 def counts(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Say at the end what was done."""
+    """Say at the end what was done; of a whole soak keep it."""
     began = time.monotonic()
     yield
-    COUNTS["seconds"] = round(time.monotonic() - began)
+    command = f"SOAK=1 python -m pytest {shlex.join(request.config.invocation_params.args)}"
+    kept = SOAK and not request.session.testsfailed and keep(COUNTS, time.monotonic() - began, command, SOAK_FILE)
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        print(f"\ndone: {json.dumps(COUNTS)}")
+        print(f"\ndone: {json.dumps(COUNTS)}{KEPT if kept else ''}")
+
+
+def keep(counts: Counter[str], seconds: float, command: str, file: Path) -> bool:
+    """Write the counts of a soak and what they were counted on; nothing where a kind of test was left out."""
+    found = {
+        "counts": dict(counts),
+        "seconds": round(seconds),
+        "command": command,
+        "device": describe_device(torch.device("cpu")),
+        "versions": versions(),
+    }
+    try:
+        check_values(file, found, tables.SOAK)
+    except UserError:
+        return False
+    write_json(file, found)
+    return True
 
 
 # Kills
@@ -165,6 +190,7 @@ def refusal_of(call: Callable[[], object]) -> str:
     return ""
 
 
+WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=5)  # as arguments can be
 row = st.lists(st.one_of(st.sampled_from(CELLS), st.text(max_size=12)), max_size=4)
 
 
@@ -217,14 +243,15 @@ def test_any_arguments_are_taken_or_refused_in_one_sentence(words: list[str], sc
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file below a folder but report.py's figure, with its size and the time of its last change."""
-    return {
-        str(file): (file.stat().st_size, file.stat().st_mtime_ns)
-        for file in folder.rglob("*")
-        if file.name != "comparison.png"  # drawn beside the first of the runs that are compared
-        and "__pycache__" not in file.parts
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    }
+    """What lies below a folder, but for hidden things and report.py's figure: size and time of the last change."""
+    found = {}
+    for place, folders, files in os.walk(folder):  # a hidden folder such as .venv would take seconds to look through
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
+        for name in [*folders, *files]:
+            if not name.startswith(".") and name != "comparison.png":  # drawn beside the first of the runs compared
+                status = os.stat(os.path.join(place, name))
+                found[os.path.join(place, name)] = (status.st_size, status.st_mtime_ns)
+    return found
 
 
 @pytest.fixture
@@ -271,39 +298,55 @@ WRITTEN = [
     "out/none/x.md",
     "in/bad.pt/x.pt2",
 ]
-SOUND = {"--test_loc": "in/images", "--data_root": "in", "--labels": "in/labels.csv"}
-WRITING = {"--out_path", "--out", "--signs", "--readme"}
+SOUND = {
+    "--test_loc": "in/images",
+    "--data_root": "in",
+    "--labels": "in/labels.csv",
+    "--source_file": "mnistm",
+    "--target_file": "usps",
+    "--size": "16",
+    "--limit": "10",
+}
+WRITING = {"--out_path", "--out", "--signs", "--readme", "--save_dir"}
 SCRIPTS = {"inference": inference, "export": export, "report": report, "benchmark": benchmark}
+LEARNING = {"train": train, "tsne": tsne}
 READING = {
     "inference": ["--checkpoint", "--test_loc", "--labels"],
     "export": ["--checkpoint"],
     "report": ["--add", "--ship"],
     "benchmark": ["--data_root"],
+    "train": ["--data_root"],
+    "tsne": ["--checkpoint", "--data_root"],
 }
 
 
 @st.composite
-def command_lines(draw: st.DrawFn) -> tuple[str, list[str]]:
+def command_lines(draw: st.DrawFn, scripts: Sequence[str] = sorted(SCRIPTS)) -> tuple[str, list[str]]:
     """A script and flags with values: those that write get places in `out`, the others anything."""
-    script = draw(st.sampled_from(sorted(SCRIPTS)))
+    script = draw(st.sampled_from(scripts))
     actions = [action for action in PARSERS[script]._actions if action.option_strings and action.dest != "help"]
     words: list[str] = []
+    all_sound = script in LEARNING and draw(st.booleans())  # and the data, perhaps, not
     chosen = draw(st.lists(st.sampled_from(actions), max_size=4))
     required = [action for action in actions if action.required]
-    for action in [*required, *chosen] if draw(st.integers(0, 9)) else chosen:
+    for action in [*required, *chosen] if all_sound or draw(st.integers(0, 9)) else chosen:
         flag = action.option_strings[-1]
         words.append(flag)
         if flag in WRITING:
             words.append(draw(st.sampled_from(WRITTEN)))
         elif flag in READING[script]:
-            words.append(draw(st.one_of(st.just(SOUND.get(flag, "in/run")), st.sampled_from(READABLE))))
+            sound = st.just(SOUND.get(flag, "in/run"))
+            words.append(draw(sound if all_sound else st.one_of(sound, st.sampled_from(READABLE))))
         elif action.nargs != 0:
-            sound = st.sampled_from([*map(str, action.choices or [1, 2])])
-            words.append(draw(st.one_of(sound, sound, st.sampled_from(VALUES), st.text(max_size=5))))
+            sound = st.sampled_from([SOUND[flag]] if flag in SOUND else [*map(str, action.choices or [1, 2])])
+            words.append(draw(sound if all_sound else st.one_of(sound, sound, st.sampled_from(VALUES), WORDS)))
     if script == "report":
         words = draw(st.lists(st.sampled_from(READABLE), max_size=2)) + words
     if script == "benchmark":  # its default is the project's own folder
         words += ["--out", draw(st.sampled_from(WRITTEN))]
+    if script == "train":  # the last one counts: a short run, into `out`
+        words = ["--target_file", "usps", "--batch_size", "2", *words]
+        words += ["--max_steps", draw(st.sampled_from("12")), "--save_dir", draw(st.sampled_from(WRITTEN))]
     return script, words
 
 
@@ -314,7 +357,8 @@ def test_any_command_line_ends_in_an_exit_code_and_writes_into_its_output_alone(
 ) -> None:
     script, words = line
     before = snapshot(home / "in"), snapshot(PROJECT)
-    code, _, error = ended(SCRIPTS[script], *words)
+    with no_hang():
+        code, _, error = ended(SCRIPTS[script], *words)
     assert "Traceback" not in error, error
     assert code in (0, 1, 2)
     if code == 2:
@@ -322,8 +366,84 @@ def test_any_command_line_ends_in_an_exit_code_and_writes_into_its_output_alone(
     assert (snapshot(home / "in"), snapshot(PROJECT)) == before
     assert {file.name for file in home.iterdir()} <= {"in", "out"}
     shutil.rmtree(home / "out", ignore_errors=True)
-    COUNTS["command lines run"] += 1
+    COUNTS["command lines"] += 1
     COUNTS["command lines refused"] += code == 2
+
+
+@pytest.fixture
+def workshop(dann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with two domains of two classes and a run in `kept`; a figure, which takes long, is a word."""
+    for i, domain in enumerate(("mnistm", "usps")):
+        write_domain(tmp_path / "kept" / domain, {"train": 6, "val": 4}, seed=i, classes=2)
+    shutil.copytree(dann_run, tmp_path / "kept" / "run")
+    (tmp_path / "kept" / "bad.pt").write_bytes(b"x")
+    for module, name in itertools.product((train, tsne), ("curves", "confusion", "mistakes", "by_class", "by_domain")):
+        monkeypatch.setattr(module, f"draw_{name}", lambda *given: given[-1].write_text("x"), raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+FILES = [f"{domain}/{name}" for domain in ("mnistm", "usps") for name in ("train.csv", "val.csv", "data/0000.png")]
+good_row = st.integers(0, 9).map(lambda i: [f"{i:04d}.png", str(i % 2)])
+spoilt = st.one_of(
+    st.none(),  # removed
+    st.binary(max_size=60),
+    st.lists(st.one_of(good_row, good_row, good_row, row), max_size=8).map(as_csv),
+    st.lists(good_row, min_size=2, max_size=8).map(lambda rows: b"\xef\xbb\xbf" + as_csv(rows)),
+)
+
+
+@contextlib.contextmanager
+def no_hang(seconds: int = 120) -> Iterator[None]:
+    """An error, and with it a traceback, in what takes longer."""
+
+    def too_long(*_: object) -> None:
+        raise AssertionError(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("script", sorted(LEARNING))
+def test_any_data_and_flags_are_learnt_from_or_refused_and_nothing_is_written_but_into_the_output(
+    script: str, workshop: Path
+) -> None:
+    """Whole runs of train.py, a step or two long, and of tsne.py, on domains of which some files are spoilt."""
+    codes: Counter[int] = Counter()
+
+    @settings(fuzzing, max_examples=max(25, CASES // 10))
+    @given(
+        line=command_lines([script]),
+        files=st.one_of(st.just({}), st.dictionaries(st.sampled_from(FILES), spoilt, max_size=2)),
+    )
+    def case(line: tuple[str, list[str]], files: dict[str, bytes | None]) -> None:
+        for folder in ("in", "out"):
+            shutil.rmtree(workshop / folder, ignore_errors=True)
+        shutil.copytree(workshop / "kept", workshop / "in")
+        for name, content in files.items():
+            (workshop / "in" / name).unlink()
+            if content is not None:
+                (workshop / "in" / name).write_bytes(content)
+        before = snapshot(workshop / "in"), snapshot(workshop / "kept"), snapshot(PROJECT)
+        with no_hang(), threadpool_limits(1):  # t-SNE of ten points on two threads mostly waits
+            code, _, error = ended(LEARNING[script], *line[1])
+        assert "Traceback" not in error, error
+        assert code in (0, 2)
+        if code == 2:
+            assert error.splitlines()[-1].startswith(f"{script}.py: ")
+        assert (snapshot(workshop / "in"), snapshot(workshop / "kept"), snapshot(PROJECT)) == before
+        assert {file.name for file in workshop.iterdir()} <= {"in", "kept", "out"}
+        assert not [file for file in (workshop / "out").rglob(".*") if PART.fullmatch(file.name)]
+        codes[code] += 1
+
+    case()
+    assert min(codes[0], codes[2]) >= 3, codes  # both were tried
+    COUNTS[f"runs of {script}.py"], COUNTS[f"runs of {script}.py refused"] = codes.total(), codes[2]
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
@@ -481,6 +601,21 @@ def test_the_readme_states_the_counts() -> None:
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     assert f"{SHORT['kills']} kills a recipe in `make test`, {LONG['kills']} in `make soak`" in readme
     assert f"`make soak`: {LONG['cases']:,} cases of each, {LONG['cases'] // 4:,} command lines run" in readme
+    assert f"command lines run, {LONG['cases'] // 10:,} runs of `train.py` and of `tsne.py`" in readme
     assert f"{LONG['cases'] // 4:,} mutated files" in readme
     assert f"{LONG['rounds']} pairs in `make soak`" in readme
     assert f"`make soak`: {IMAGES:,} images" in readme
+
+
+def test_a_whole_soak_leaves_its_counts_and_a_part_of_one_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "soak.json"
+    whole = Counter({name: 10 * i + 1 for i, name in enumerate(tables.KINDS)})
+    for name in tables.KINDS:
+        assert not keep(Counter({other: n for other, n in whole.items() if other != name}), 60.0, "make soak", file)
+    assert list(tmp_path.iterdir()) == []
+    assert keep(whole, 61.4, "make soak", file)
+    found = json.loads(file.read_text())
+    assert (found["counts"], found["seconds"], found["command"]) == (dict(whole), 61, "make soak")
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["device"].startswith("cpu (")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["soak.json"]
