@@ -41,22 +41,19 @@ from losses import adversarial_losses, train_step
 from metrics import predict
 from model import ARCHITECTURES, DANN, reverse_gradient
 from plots import draw_time_to_accuracy
+from records import RunLog, read_json, read_metrics, write_json
 from runs import Data
 from utils import (
     DEVICES,
     SEED,
     Parser,
-    RunLog,
     bounded,
     choose_device,
     choose_precision,
     describe_device,
-    read_json,
-    read_metrics,
     run_script,
     save_checkpoint,
     versions,
-    write_json,
 )
 
 ROOT = Path(__file__).resolve().parent

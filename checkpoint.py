@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from model import DANN, SOURCE, TARGET
-from utils import UserError, read_json
+from records import read_json
+from utils import UserError
 
 MAX_BYTES = 2 << 30  # a checkpoint that unpacks to more is taken for an archive made to fill the memory
 KEYS = {"model", "model_args", "args", "step", "metrics", "versions", "resume"}

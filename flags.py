@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model import ARCHITECTURES
+from records import summary_writer
 from strong import PARTS
-from utils import DEVICES, PRECISIONS, SEED, Parser, UserError, bounded, summary_writer
+from utils import DEVICES, PRECISIONS, SEED, Parser, UserError, bounded
 
 MODES = ("source", "dann", "target")
 SELECTIONS = ("last", "source_val", "target_val")

@@ -19,8 +19,8 @@ from typing import Any
 
 from checkpoint import load_checkpoint
 from plots import draw_curves, draw_signs
+from records import COMPARED, NUMBER, SHARE, check_values, read_json, read_metrics, write_json
 from tables import (
-    COMPARED,
     accuracy_table,
     evidence_table,
     footnotes,
@@ -31,20 +31,7 @@ from tables import (
     soak_lines,
     speed_tables,
 )
-from utils import (
-    NUMBER,
-    SHARE,
-    Parser,
-    UserError,
-    atomic_path,
-    check_values,
-    read_json,
-    read_metrics,
-    run_script,
-    save_checkpoint,
-    shown,
-    write_json,
-)
+from utils import Parser, UserError, atomic_path, run_script, save_checkpoint, shown
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHIPPED = Path(__file__).resolve().parent / "checkpoint"

@@ -18,8 +18,9 @@ from dataset import Domain
 from metrics import Answers
 from model import DANN
 from parallel import Ranks
+from records import read_json
 from strong import Teacher
-from utils import UserError, read_json, remove_parts, save_checkpoint, versions
+from utils import UserError, remove_parts, save_checkpoint, versions
 
 
 @dataclass

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from model import ARCHITECTURES
+from records import BENCHMARK, CITED, HOSTILE, MEMORY, RESULT, SHARE, SOAK, check_values, read_json
 from signs import SIGNS
 from strong import TEACHER_SIGNS
-from utils import NUMBER, SHARE, UserError, check_values, read_json, shown
+from utils import UserError, shown
 
 VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers")  # within a cell of a table
 MODES, TARGETS = ("source", "dann", "target"), ("svhn", "usps")
@@ -30,85 +31,6 @@ class Cell(NamedTuple):
 Result = dict[str, Any]
 Cells = dict[Cell, list[Result]]
 
-# What a result.json and a benchmark's json must hold, see check_values; null is what a run did not measure.
-COUNT, DISTANCE = (0, 1e15), (-2, 2)
-RESULT = {
-    "target_val_accuracy?": SHARE,
-    "source_val_accuracy?": SHARE,
-    "proxy_a_distance": {"untrained?": DISTANCE, "trained?": DISTANCE},
-    "signs?": {"*?": NUMBER},
-    "losses?": {"*?": NUMBER},
-    "information_maximisation?": NUMBER,
-}
-COMPARED = {
-    **RESULT,
-    "seconds": COUNT,
-    "images_per_second": COUNT,
-    "checkpoint": str,
-    "args": {"train_mode": str, "target_file?": str},
-}
-CITED = {
-    **RESULT,
-    "target_val_accuracy": SHARE,
-    "seconds": COUNT,
-    "seed": COUNT,
-    "select": str,
-    "device": str,
-    "versions": {"torch": str},
-    "images": {"target_val": (1, 1e15)},
-    "args": {"recipe": str, "arch": str, "train_mode": str, "target_file": str, "without?": [str]},
-}
-BENCHMARK = {
-    "*": {"device": str, "repeats": COUNT},
-    "training?": {
-        f"{arch}?": dict.fromkeys(
-            (
-                *("images_per_second", "times_plain", "share_of_bare", "share_of_matrix_rate", "matrix_gflops"),
-                "floor_images_per_second",
-            ),
-            COUNT,
-        )
-        for arch in ARCHITECTURES
-    },
-    "prediction?": {
-        f"{arch}?": dict.fromkeys(
-            ("images", "images_per_second", "times_one_by_one", "share_of_decode_and_forward"), COUNT
-        )
-        for arch in ARCHITECTURES
-    },
-    "start?": {
-        "images": {"*": COUNT},
-        **dict.fromkeys(
-            (
-                *("launch_to_first_step_seconds", "import_train_seconds", "import_torch_seconds", "read_seconds"),
-                *("untrained_network_measured_seconds", "first_step_seconds"),
-                *("peak_memory_megabytes", "peak_above_raw_megabytes", "raw_train_megabytes"),
-            ),
-            NUMBER,
-        ),
-    },
-    "growth?": {"largest_over_smallest": COUNT, "images_per_second": {"#": COUNT}},
-    "accuracy?": {"steps": COUNT, "seconds_to?": {"#": [COUNT, None]}},
-}
-# What `make soak` counts; MEMORY where the system tells it. A soak without one of KINDS was a part of it.
-HOSTILE = {
-    **{name: name for name in ("CSVs", "argument lists", "command lines", "images", "checkpoints")},
-    "runs of train.py": "runs of `train.py`",
-    "runs of tsne.py": "runs of `tsne.py`",
-}
-KINDS = (
-    *("kills of recipe paper", "kills of recipe strong", "of them while writing a file"),
-    *(*HOSTILE, *(f"{name} refused" for name in HOSTILE)),
-    *("rows of the longest CSV", "pairs of predictions into one file"),
-)
-MEMORY = ("images predicted", "peak memory in MB", "bytes more an image")
-SOAK = {
-    "counts": {"*?": COUNT, **dict.fromkeys(KINDS, COUNT)},
-    "seconds": COUNT,
-    "device": str,
-    "versions": {"torch": str},
-    "command": str,
-}
 
 # Accuracy on the target's val set as the public implementation's README states it: the best epoch by target labels.
 PUBLISHED = {

@@ -34,23 +34,21 @@ from metrics import answers, domain_distance, share_right
 from model import DANN, SOURCE, TARGET, lambda_schedule, learning_rate
 from parallel import Ranks, join
 from plots import draw_confusion, draw_curves, draw_mistakes
+from records import RunLog, read_json, write_json
 from runs import Data, Run, check_same_run, fingerprint, locked, make_folder, open_folder, plain_args, restore, save_run
 from signs import SIGNS, label_free_signs, top_class_share, warnings_of
 from strong import TEACHER_SIGNS, Teacher, ramp
 from utils import (
     InterruptFlag,
     Progress,
-    RunLog,
     UserError,
     choose_device,
     choose_precision,
     describe_device,
-    read_json,
     run_script,
     seed_step,
     shown,
     versions,
-    write_json,
 )
 
 ALONE = Ranks()

@@ -17,7 +17,7 @@ import tables
 import train
 from checkpoint import load_checkpoint
 from dataset import list_split
-from utils import read_json
+from records import read_json
 
 PROJECT = Path(report.__file__).parent
 PAGE = PROJECT / "ADAPTATION.md"

@@ -9,7 +9,7 @@ from conftest import QUICK, ctrl_c_in_step, ended, same_state, same_tensors
 import flags
 import train
 from checkpoint import load_checkpoint
-from utils import read_metrics
+from records import read_metrics
 
 CLOCK = {"seconds", "images_per_second"}  # of a line of metrics.jsonl: what may differ
 

@@ -22,11 +22,13 @@ from PIL import Image
 import dataset
 import export
 import inference
+import records
 import train
 import utils
 from checkpoint import load_checkpoint
 from dataset import read_images
-from utils import GoesOn, atomic_path, read_metrics
+from records import read_metrics
+from utils import GoesOn, atomic_path
 
 SHORT = [*QUICK, "--train_mode", "dann", "--target_file", "usps", "--val_period", "4", "--run_name", "run"]
 PROJECT = Path(inference.__file__).parent
@@ -139,7 +141,7 @@ def test_a_full_disk_while_exporting_leaves_nothing_half_written(dann_run: Path,
 
 
 def test_a_log_that_cannot_be_written_ends_the_run_in_one_sentence(tmp_path: Path) -> None:
-    log = utils.RunLog(tmp_path / "metrics.jsonl", 0)
+    log = records.RunLog(tmp_path / "metrics.jsonl", 0)
     log.write({"step": 1})
     with no_file_above(20):
         with pytest.raises(OSError, match=r"metrics\.jsonl") as refusal:

@@ -12,7 +12,8 @@ from conftest import QUICK
 
 import plots
 import train
-from utils import RunLog, UserError, read_metrics
+from records import RunLog, read_metrics
+from utils import UserError
 
 
 def run(root: Path, save_dir: Path, *more: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from conftest import ended, same_tensors
 
+import records
 import report
 import tables
 from checkpoint import load_checkpoint
@@ -86,7 +87,7 @@ def test_a_changed_result_makes_the_check_fail_and_the_rewrite_mends_it(
 
 
 def soak_result() -> dict[str, Any]:
-    counts = {name: 1000 + i for i, name in enumerate((*tables.KINDS, *tables.MEMORY))}
+    counts = {name: 1000 + i for i, name in enumerate((*records.KINDS, *records.MEMORY))}
     command = "SOAK=1 python -m pytest tests/test_soak.py"
     return {"counts": counts, "seconds": 725, "device": "cpu (x)", "versions": {"torch": "2.9"}, "command": command}
 

@@ -34,14 +34,15 @@ import benchmark
 import export
 import inference
 import prepare_data
+import records
 import report
-import tables
 import train
 import tsne
 from checkpoint import build_network, load_checkpoint
 from dataset import class_names, encode_labels, list_csv, list_split, read_domain, read_image, read_plain_png
 from model import DANN
-from utils import UserError, check_values, describe_device, versions, write_json
+from records import check_values, write_json
+from utils import UserError, describe_device, versions
 
 SOAK = bool(os.environ.get("SOAK"))
 LONG = {"kills": 24, "cases": 4000, "rounds": 10}
@@ -80,7 +81,7 @@ def keep(counts: Counter[str], seconds: float, command: str, file: Path) -> bool
         "versions": versions(),
     }
     try:
-        check_values(file, found, tables.SOAK)
+        check_values(file, found, records.SOAK)
     except UserError:
         return False
     write_json(file, found)
@@ -609,8 +610,8 @@ def test_the_readme_states_the_counts() -> None:
 
 def test_a_whole_soak_leaves_its_counts_and_a_part_of_one_nothing(tmp_path: Path) -> None:
     file = tmp_path / "soak.json"
-    whole = Counter({name: 10 * i + 1 for i, name in enumerate(tables.KINDS)})
-    for name in tables.KINDS:
+    whole = Counter({name: 10 * i + 1 for i, name in enumerate(records.KINDS)})
+    for name in records.KINDS:
         assert not keep(Counter({other: n for other, n in whole.items() if other != name}), 60.0, "make soak", file)
     assert list(tmp_path.iterdir()) == []
     assert keep(whole, 61.4, "make soak", file)

@@ -26,7 +26,8 @@ from dataset import list_split, read_domain
 from losses import adversarial_losses
 from metrics import Answers, predict
 from model import DANN
-from utils import UserError, read_metrics
+from records import read_metrics
+from utils import UserError
 
 
 def run(root: Path, save_dir: Path, mode: str = "dann", target: str = "usps", *more: str) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import utils
-from utils import Progress, UserError, atomic_path, choose_device, choose_precision, read_metrics
+from records import read_metrics
+from utils import Progress, UserError, atomic_path, choose_device, choose_precision
 
 PROJECT = Path(utils.__file__).parent
 SCRIPTS = sorted(file.name for file in PROJECT.glob("*.py") if "run_script(main)\n" in file.read_text())
