@@ -71,7 +71,10 @@ def resolve_checkpoint(path: Path) -> Path:
     if len(alone) == 1:
         return alone[0]
     there = ", ".join(file.name for file in alone) or "no .pt file"
-    raise UserError(f"--checkpoint {path} holds no last.pt ({there}); name one checkpoint file.")
+    runs = sorted(file.parent.name for file in path.glob("*/last.pt"))
+    some = f"{', '.join(runs[:4])}{', ...' if len(runs) > 4 else ''}"
+    which = f"one of the runs in it ({some})" if runs else "one checkpoint file"
+    raise UserError(f"--checkpoint {path} holds no last.pt ({there}); name {which}.")
 
 
 def check_size(path: Path) -> None:

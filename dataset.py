@@ -35,6 +35,10 @@ one_large_image = threading.Lock()
 PLAIN_PNG = {b"\x08\x00\x00\x00\x00": "L", b"\x08\x02\x00\x00\x00": "RGB"}  # depth, colour, coding -> mode
 
 
+class LooseImage(UserError):
+    """An image beside class folders: it has no class, or the folders are none."""
+
+
 @dataclass
 class Listing:
     """Images of one split before they are read: names as the CSV has them, their files, and the labels as text."""
@@ -147,7 +151,7 @@ def list_folder(folder: Path, with_labels: bool) -> Listing:
         return Listing(folder, names, paths, None)
     loose = [name for name in names if "/" not in name]
     if loose and len(loose) < len(names):
-        raise UserError(
+        raise LooseImage(
             f"{folder} holds class folders and, beside them, {loose[0]}; move it into the folder of its class."
         )
     return Listing(folder, names, paths, None if loose else [name.split("/")[0] for name in names])
@@ -250,8 +254,11 @@ def class_names(labels: Sequence[str]) -> list[str]:
     return sorted(names)
 
 
-def encode_labels(listing: Listing, classes: list[str]) -> Tensor | None:
-    """Class indices int64 [N] of a listing, None where it has no labels; UserError for a label outside `classes`."""
+def encode_labels(listing: Listing, classes: list[str], whose: str = "the labelled domain") -> Tensor | None:
+    """Class indices int64 [N] of a listing, None where it has no labels; UserError for a label outside `classes`.
+
+    whose: what has those classes, for the message.
+    """
     if listing.labels is None:
         return None
     index = {name: i for i, name in enumerate(classes)}
@@ -260,7 +267,7 @@ def encode_labels(listing: Listing, classes: list[str]) -> Tensor | None:
         i = codes.index(-1)
         raise UserError(
             f"{listing.where(i)} ({listing.names[i]}): label {listing.labels[i]!r} is not among the classes "
-            f"of the labelled domain ({', '.join(classes)}); mend the label or leave the image out."
+            f"of {whose} ({', '.join(classes)}); mend the label or leave the image out."
         )
     return torch.tensor(codes)
 

@@ -2,17 +2,20 @@
 
     python export.py --checkpoint runs/dann_usps_paper_seed0 --out_path usps.pt2
 
-Preprocessing is inside. In: images uint8 [B, 3, size, size]. Out: class
-probabilities float32 [B, K]. The ending names the format: .pt2 for torch.export
+Preprocessing is inside. In: RGB images uint8 [B, 3, size, size] (those of
+another size resized before, as by Pillow's BILINEAR). Out: class probabilities
+float32 [B, K]. The ending names the format: .pt2 for torch.export
 (`torch.export.load(path).module()`; the class names lie in its extra file
 classes.json), .onnx for ONNX, which needs `pip install onnx onnxscript
-onnxruntime`. What was written is loaded again and compared with the network,
-to 1e-4 of a probability, before it takes its name.
+onnxruntime` (class names in its metadata, `classes`). What was written is loaded
+again and compared with the network, to 1e-4 of a probability, before it takes
+its name.
 """
 
 import argparse
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +60,9 @@ def write_pt2(path: Path, predictor: Predictor, images: Tensor, classes: list[st
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(predictor, (images,), dynamic_shapes=({0: batch},))
     content = io.BytesIO()  # as in save_checkpoint: a full disk is to be an OSError
-    torch.export.save(program, content, extra_files={"classes.json": json.dumps(classes)})
+    with warnings.catch_warnings():  # weights in channels_last: torch says twice that it keeps them whole
+        warnings.filterwarnings("ignore", message="No complete tensor found")
+        torch.export.save(program, content, extra_files={"classes.json": json.dumps(classes)})
     path.write_bytes(content.getbuffer())
     again = torch.export.load(path).module()
     return max(compare(again(images[:n]), predictor(images[:n]), path) for n in (1, EXAMPLE))
@@ -107,7 +112,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     size = net.arguments["size"]
     images = torch.randint(0, 256, (EXAMPLE, 3, size, size), dtype=torch.uint8, generator=generator)
     with torch.no_grad(), atomic_path(args.out_path) as part:
-        difference = write(part, Predictor(net).eval(), images, classes)
+        difference = write(part, Predictor(net).eval().requires_grad_(False), images, classes)
     print(f"{args.out_path}: {len(classes)} classes, probabilities within {difference:.1g} of the checkpoint's")
     return {"out_path": str(args.out_path), "classes": classes, "difference": difference}
 

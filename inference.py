@@ -145,7 +145,7 @@ def read_labels(csv: Path, classes: list[str]) -> dict[str, str]:
     listing = list_csv(csv, with_labels=True)
     if listing.labels is None:
         raise UserError(f"--labels {csv} has no labels; its first line must be image_name,label.")
-    encode_labels(listing, classes)
+    encode_labels(listing, classes, "the checkpoint")
     return dict(zip(listing.names, map(canonical, listing.labels), strict=True))
 
 
@@ -181,7 +181,7 @@ def summary(probabilities: Tensor, classes: list[str], trained: dict[str, Any]) 
     """
     confidence, winner = probabilities.max(1)
     counts = torch.bincount(winner, minlength=len(classes)).tolist()
-    text = f"answers: {', '.join(f'{name} {count}' for name, count in zip(classes, counts, strict=True))}; "
+    text = f"answers: {', '.join(f'{name}: {count}' for name, count in zip(classes, counts, strict=True))}; "
     text += f"mean confidence {confidence.mean():.3f}"
     usual, here = trained.get("entropy"), entropy(probabilities.double()).mean().item()
     if isinstance(usual, float) and here > 2 * usual + 0.1 * math.log(len(classes)):

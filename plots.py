@@ -69,24 +69,18 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         plot(left, "source_val_accuracy", "source val", 2, "--")
         plot(middle, "L_y", "label loss L_y", 0)
         plot(middle, "L_d", "domain loss L_d", 2, "--")
+        plot(middle, "L_u", "pseudo-label loss L_u", 1, "-.")
         plot(right, "domain_accuracy", "domain accuracy", 0)
+        if single:
+            plot(right, "pseudo_label_coverage", "pseudo-labels: coverage", 1, "-.")
+            plot(right, "teacher_agreement", "pseudo-labels: agreement", 3, ":")
         if any(line.get("L_d") is not None for line in lines):
             plot(right, "lambda", "lambda", 2, "--")
     adversarial = any(line.get("L_d") is not None for lines in runs.values() for line in lines)
     if adversarial:
-        middle.axhline(np.log(2), color="#999999", linewidth=0.8, linestyle=":")
+        words = "ln 2: domains not told apart"
+        middle.axhline(np.log(2), color="#999999", linewidth=0.8, linestyle=":", label=words)
         right.axhline(0.5, color="#999999", linewidth=0.8, linestyle=":")
-        middle.text(
-            0.99,
-            np.log(2),
-            "ln 2: domains not told apart",
-            fontsize=7,
-            color="#666666",
-            ha="right",
-            va="bottom",
-            transform=middle.get_yaxis_transform(),
-            clip_on=True,
-        )
     else:
         right.text(0.5, 0.5, "no domain loss in this mode", ha="center", color="#666666", transform=right.transAxes)
     for axes, title in ((left, "accuracy"), (middle, "losses (mean since the last validation)"), (right, "adversary")):
@@ -151,8 +145,9 @@ def draw_mistakes(
     axes.set(xlim=(0, columns), ylim=(1.32 * rows, 0), aspect="equal")
     axes.set_axis_off()
     which = f"the {len(worst)} surest of" if len(worst) < len(wrong) else "all"
-    words = f"{which} {len(wrong)} mistakes: label as answer, confidence"
-    figure.suptitle(f"{title}\n{words if len(wrong) else 'no mistake'}", fontsize=9)
+    which = f"{which} {len(wrong)} mistakes" if len(wrong) > 1 else "the only mistake"
+    words = f"{which}: label as answer, confidence" if len(wrong) else "no mistake"
+    figure.suptitle(f"{title}\n{words}", fontsize=9)
     save_figure(figure, path)
 
 

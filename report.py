@@ -109,7 +109,7 @@ def compare(runs: list[Path]) -> str:
     for name, run in run_names(runs).items():
         results[name] = read_result(run)
     every = [result["args"] for result in results.values()]
-    names = sorted(set().union(*every) - {"run_name", "save_dir"})
+    names = sorted(set().union(*every) - {"run_name", "save_dir", "tensorboard", "num_workers"})
     differing = [name for name in names if len({str(args.get(name)) for args in every}) > 1]
     rows = [["run", "target val", "source val", "proxy A-dist.", "seconds", "images/s", *differing]]
     for name, result in results.items():

@@ -10,13 +10,17 @@
 # the run that was cut, and skips those that are done. To measure a cell again, delete its results/*.json.
 
 set -euo pipefail
-usage='usage: bash reproduce.sh DATA_ROOT [SEEDS [paper|strong|ladder|adaptation ...]]'
-data_root=${1:?$usage}
+refuse() { echo "reproduce.sh: $1" >&2; exit 2; }
+[ $# -gt 0 ] || refuse "name the folder of the real digits: bash reproduce.sh DATA_ROOT [SEEDS [PART ...]]"
+data_root=$1
 seeds=${2:-0 1 2}
 parts=" ${*:3} "
 [ "$parts" = "  " ] && parts=" paper strong ladder "
 python=${PYTHON:-python}
 cd -- "$(dirname -- "$0")"
+for domain in mnistm svhn usps; do
+    [ -d "$data_root/$domain" ] || refuse "no $data_root/$domain; python prepare_data.py digits --out $data_root --sample makes it."
+done
 runs=runs/reproduce
 jobs=${JOBS:-1}
 if [ "$jobs" -gt 1 ]; then

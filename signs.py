@@ -74,11 +74,17 @@ def collapse(last: dict[str, Any], num_classes: int) -> list[str]:
             "every target image, or nearly every, gets the same answer: the features have collapsed; try another "
             "--seed, a lower -lr or more steps."
         ]
-    if answered < num_classes / 2 or share > max(0.6, 2 / num_classes):
+    few, uneven = answered < num_classes / 2, share > max(0.6, 2 / num_classes)
+    if few or uneven:
+        how = (
+            f"spread over as few as {answered:.1f} of {num_classes} classes (exp of their entropy)"
+            if few
+            else "are uneven"
+        )
+        how += f", and one class gets {share:.0%} of them" if uneven else ""
         return [
-            f"the answers on the target spread over as few as {answered:.1f} of {num_classes} classes (exp of "
-            f"their entropy), and one class gets {share:.0%} of them: unless the target is like that, adaptation has "
-            "merged classes; compare another --seed."
+            f"the answers on the target {how}: unless the target is like that, adaptation has merged classes; compare "
+            "another --seed."
         ]
     return []
 

@@ -158,7 +158,7 @@ def footnotes(cells: Cells) -> list[str]:
         "Mean ± standard deviation over the seeds and the worst seed, on the target's val set, which no choice was "
         f"made on; checkpoint: {selects} step. Binomial error of one dann accuracy: {', '.join(errors) or '-'}.",
         "Proxy A-distance: 2 (1 − 2 err) of a linear classifier between the domains' held-out features; 0: not to be "
-        "told apart, 2: perfectly. Before adaptation: the `source` rows; of an untrained network: "
+        "told apart, 2: perfectly. Before adaptation: the `source` rows; of `small`, untrained: "
         f"{' / '.join(untrained)}.",
         f"Measured on {devices}, torch {torches}; every run's json, with its command, is in `results/`.",
     ]

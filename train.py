@@ -52,7 +52,7 @@ from utils import (
 )
 
 ALONE = Ranks()
-SIGN_IMAGES = 2000  # of a target without a labelled val set, on which the label-free signs are measured
+SIGN_IMAGES = 2000  # of a target without a labelled val set, on which what needs no label is measured
 LOGGED = ("L_y", "L_d", "L_u", "domain_accuracy", *TEACHER_SIGNS)  # means of the steps
 
 
@@ -146,7 +146,8 @@ def start_run(args: argparse.Namespace, folder: Path, data: Data, device: torch.
     if args.resume and (folder / "last.pt").exists():
         restore(run, load_checkpoint(folder / "last.pt"))
     elif ranks.main:
-        run.distance_before = domain_distance(answers(net, data.source_val, SOURCE), answers(net, data.target_val))
+        target = data.target_val or some_of(data.unlabelled)
+        run.distance_before = domain_distance(answers(net, data.source_val, SOURCE), answers(net, target))
         arguments = {**plain_args(args), "total_steps": total_steps, "classes": data.classes}
         write_json(folder / "args.json", arguments)
     return run
@@ -264,14 +265,17 @@ def validate(run: Run, means: dict[str, float], p: float, lambda_p: float, lr: f
 
 def measure(run: Run) -> None:
     """Predict both val sets with the network that predicts; `target`: without such a val set, images of its train."""
-    data, unlabelled = run.data, run.data.unlabelled
-    target_val = answers(run.predictor, data.target_val)
-    seen = Domain(unlabelled.images[:SIGN_IMAGES], None, []) if unlabelled and not target_val else None
+    data, target_val = run.data, answers(run.predictor, run.data.target_val)
     run.measured = {
         "source_val": answers(run.predictor, data.source_val, SOURCE),
         "target_val": target_val,
-        "target": target_val or answers(run.predictor, seen),
+        "target": target_val or answers(run.predictor, some_of(data.unlabelled)),
     }
+
+
+def some_of(domain: Domain | None) -> Domain | None:
+    """The first images of a target that has no labelled val set, to measure the label-free signs and distance on."""
+    return Domain(domain.images[:SIGN_IMAGES], None, domain.names[:SIGN_IMAGES]) if domain else None
 
 
 def describe(losses: dict[str, Tensor], lambda_p: float, run: Run, mark: float) -> str:
@@ -307,7 +311,7 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
     if run.measured_step != selected["step"]:  # else the last validation was of these weights
         run.predictor.load_state_dict(selected["model"])
         measure(run)
-    after = domain_distance(run.measured["source_val"], run.measured["target_val"])
+    after = domain_distance(run.measured["source_val"], run.measured["target"])
     draw_curves({run.folder.name: log.lines}, run.folder / "curves.png")
     draw_answers(run)
     sizes = {

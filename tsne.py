@@ -21,7 +21,7 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from checkpoint import build_network, load_checkpoint, resolve_checkpoint
-from dataset import Domain, drop_foreign_labels, leads_out, list_split, read_domain
+from dataset import Domain, LooseImage, drop_foreign_labels, leads_out, list_split, read_domain
 from metrics import MINIMUM, predict, proxy_a_distance
 from model import DANN, SOURCE
 from plots import draw_by_class, draw_by_domain
@@ -53,7 +53,10 @@ def read_validation(args: argparse.Namespace, domain: str, classes: list[str], s
     Labels that are no classes of the network (a target's folders may sort by anything) are left out.
     """
     for split in ("val", "train"):
-        listing = list_split(args.data_root, domain, split, with_labels=True)
+        try:
+            listing = list_split(args.data_root, domain, split, with_labels=True)
+        except LooseImage:  # the folders of a target without labels need not be its classes
+            listing = list_split(args.data_root, domain, split, with_labels=False)
         if listing is not None:
             return read_domain(drop_foreign_labels(listing, classes), classes, size, 0), split
     raise UserError(f"{args.data_root / domain} holds no images; put some there.")

@@ -128,7 +128,7 @@ def test_reproduce_makes_the_runs_behind_the_page_from_data_with_shifted_shares(
     shutil.copy(PROJECT / "reproduce.sh", tmp_path)
     (tmp_path / "python").write_text(STAND_IN)
     (tmp_path / "python").chmod(0o755)
-    for domain in ("mnistm", "usps"):
+    for domain in ("mnistm", "svhn", "usps"):
         write_domain(tmp_path / "data" / domain, {"train": 200, "val": 50})
     for _ in range(2):
         command = ["bash", "reproduce.sh", "data", "0", "adaptation"]
@@ -146,6 +146,21 @@ def test_reproduce_makes_the_runs_behind_the_page_from_data_with_shifted_shares(
     assert labels[[0, 1, 2, 3, 4]].tolist() == [20] * 5
     assert labels.drop([0, 1, 2, 3, 4]).sum() < 25
     assert list_split(tmp_path / "runs" / "shifted", "usps", "train", with_labels=True) is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "reproduce.sh: name the folder of the real digits: bash reproduce.sh DATA_ROOT [SEEDS [PART ...]]"),
+        (
+            ["nowhere"],
+            "reproduce.sh: no nowhere/mnistm; python prepare_data.py digits --out nowhere --sample makes it.",
+        ),
+    ],
+)
+def test_reproduce_without_the_digits_is_refused_in_one_sentence(words: list[str], sentence: str) -> None:
+    done = subprocess.run(["bash", PROJECT / "reproduce.sh", *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{sentence}\n")
 
 
 def test_a_row_appears_with_its_results_and_says_how_many_measured_what(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def test_images_unlike_the_training_target_give_a_warning() -> None:
     assert "warning: the answers are far less sure" in inference.summary(unsure, classes, {"entropy": 0.1})
     assert "warning" not in inference.summary(sure, classes, {"entropy": 0.1})
     assert "warning" not in inference.summary(unsure, classes, {})  # a published checkpoint does not say
-    assert "answers: 0 1, 1 1, 2 1, 3 1, 4 1, 5 0" in inference.summary(sure, classes, {})
+    assert "answers: 0: 1, 1: 1, 2: 1, 3: 1, 4: 1, 5: 0" in inference.summary(sure, classes, {})
 
 
 SLOWLY = """

@@ -63,6 +63,7 @@ def test_a_sound_run_gives_no_warning() -> None:
     [
         ([line(diversity=0.0)], "every target image, or nearly every, gets the same answer"),
         ([line(), line(diversity=math.log(3))], "spread over as few as 3.0 of 10 classes"),
+        ([line(top_class_share=0.7)], "the answers on the target are uneven, and one class gets 70% of them: unless"),
         ([line(**{"lambda": 0.0})], "lambda was 0 in every line"),
         ([line(L_d=0.6931), line(L_d=0.6929)], "the domain classifier never told the domains apart"),
     ],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import QUICK
+from conftest import QUICK, write_domain
 from PIL import Image
 
 import train
@@ -100,3 +100,22 @@ def test_the_title_states_the_measures_of_the_result(dann_run: Path, small_data:
     result = json.loads((dann_run / "result.json").read_text())
     assert outcome["proxy_a_distance"] == pytest.approx(result["proxy_a_distance"]["trained"])
     assert outcome["accuracy"] == {"mnistm": result["source_val_accuracy"], "usps": result["target_val_accuracy"]}
+
+
+def test_a_target_without_labels_may_lie_in_subfolders_and_beside_them(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_domain(data / "mnistm", {"train": 40, "val": 20})
+    write_domain(tmp_path / "other" / "usps", {"train": 30, "val": 10})
+    for i, file in enumerate(sorted((tmp_path / "other" / "usps" / "data").glob("*.png"))):
+        place = data / "photos" / ("" if i % 2 else "2024/may")
+        place.mkdir(parents=True, exist_ok=True)
+        file.rename(place / file.name)
+    arguments = ["--data_root", str(data), "--train_mode", "dann", "--target_file", "photos", "--max_steps", "2"]
+    run = train.main([*arguments, "-bs", "8", "--save_dir", str(tmp_path / "runs"), "--device", "cpu"])
+    assert run["target_val_accuracy"] is None
+    assert -2 <= run["proxy_a_distance"]["untrained"] <= 2
+    assert -2 <= run["proxy_a_distance"]["trained"] <= 2
+    out = tmp_path / "figures"
+    tsne.main(["--checkpoint", run["folder"], "--data_root", str(data), "--out_path", str(out), "--limit", "30"])
+    drawn = pd.read_csv(out / "latent.csv")
+    assert drawn[drawn.domain == "photos"].label.isna().all()
