@@ -20,19 +20,25 @@ MINIMUM = 10  # images of a domain for which a proxy A-distance means anything
 
 
 def predict(
-    net: DANN, images: Tensor, batch_size: int | None = None, domain: int | None = None
+    net: DANN,
+    images: Tensor,
+    batch_size: int | None = None,
+    domain: int | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Features float32 [N, F] and class probabilities float32 [N, K] on the CPU, computed in float32.
 
     images: uint8 [N, H, W, 3] of `domain`, whose BatchNorm statistics are used (None: the network's predict_as).
-    batch_size: None for one that suits the device. Puts the network in evaluation mode for the call: running
-    statistics, no dropout.
+    batch_size: None for one that suits the device. precision: bfloat16 for a rough answer, see inference.py.
+    Puts the network in evaluation mode for the call: running statistics, no dropout.
     """
 
     @torch.inference_mode()
     def answer(batch: Tensor) -> tuple[Tensor, Tensor]:
-        f = net.features(batch.to(net.device).permute(0, 3, 1, 2), domain)  # [B, F]
-        return f.float().cpu(), net.label_classifier(f).float().softmax(1).cpu()  # [B, F], [B, K]
+        with torch.autocast(net.device.type, precision, enabled=precision != torch.float32):  # of this thread alone
+            f = net.features(batch.to(net.device).permute(0, 3, 1, 2), domain)  # [B, F]
+            logits = net.label_classifier(f)  # [B, K]
+        return f.float().cpu(), logits.float().softmax(1).cpu()  # [B, F], [B, K]
 
     training = net.training
     net.eval()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -256,6 +257,59 @@ def test_labels_that_fit_nothing_are_refused_and_nothing_is_written(
         with pytest.raises(UserError, match=sentence):
             predict_folder(dann_run, images, tmp_path / "out", "--labels", str(tmp_path / "labels.csv"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("spread", [None, 1e-4])
+def test_labels_are_those_of_float32_though_bfloat16_goes_first(
+    spread: float | None, dann_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trained network, and one whose classes differ by `spread` alone: bfloat16 takes the wrong one."""
+    monkeypatch.setattr(inference, "choose_precision", lambda name, device: torch.bfloat16)
+    net, _ = build_network(dann_run, load_checkpoint(dann_run / "last.pt"), torch.device("cpu"))
+    last = net.label_classifier[-1]
+    assert isinstance(last, torch.nn.Linear)
+    if spread:
+        torch.manual_seed(0)
+        last.weight.data = last.weight.data[:1] + spread * torch.randn(last.weight.shape)
+        last.bias.data = torch.zeros(10)
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(np.stack([stripes(i % 10, rng) for i in range(300)]))
+    wanted = predict(net, pixels)[1]
+    found = inference.predict_labels(net, pixels)
+    assert torch.equal(found.argmax(1), wanted.argmax(1))
+    torch.testing.assert_close(found, wanted, atol=0.05, rtol=0)
+    if spread:
+        assert not torch.equal(predict(net, pixels, None, None, torch.bfloat16)[1].argmax(1), wanted.argmax(1))
+
+
+def test_what_is_no_number_in_bfloat16_is_computed_in_float32(dann_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_numbers(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        features, probabilities = predict(*args)
+        return features, probabilities if len(args) < 5 else probabilities * torch.nan
+
+    monkeypatch.setattr(inference, "choose_precision", lambda name, device: torch.bfloat16)
+    monkeypatch.setattr(inference, "predict", without_numbers)
+    net, _ = build_network(dann_run, load_checkpoint(dann_run / "last.pt"), torch.device("cpu"))
+    pixels = torch.randint(0, 256, (100, 28, 28, 3), dtype=torch.uint8)
+    torch.testing.assert_close(inference.predict_labels(net, pixels), predict(net, pixels)[1])
+
+
+def test_probs_are_of_float32_alone(
+    dann_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precisions: list[torch.dtype] = []
+
+    def watched(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        precisions.append(args[4] if len(args) > 4 else torch.float32)
+        return predict(*args)
+
+    monkeypatch.setattr(inference, "choose_precision", lambda name, device: torch.bfloat16)
+    monkeypatch.setattr(inference, "predict", watched)
+    labels = predict_folder(dann_run, images, tmp_path / "a", "--device", "cpu")["label"].tolist()
+    assert torch.bfloat16 in precisions
+    precisions.clear()
+    assert predict_folder(dann_run, images, tmp_path / "b", "--probs", "--device", "cpu")["label"].tolist() == labels
+    assert set(precisions) == {torch.float32}
 
 
 def test_images_unlike_the_training_target_give_a_warning() -> None:
