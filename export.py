@@ -7,9 +7,9 @@ another size resized before, as by Pillow's BILINEAR). Out: class probabilities
 float32 [B, K]. The ending names the format: .pt2 for torch.export
 (`torch.export.load(path).module()`; the class names lie in its extra file
 classes.json), .onnx for ONNX, which needs `pip install onnx onnxscript
-onnxruntime` (class names in its metadata, `classes`). What was written is loaded
-again and compared with the network, to 1e-4 of a probability, before it takes
-its name.
+onnxruntime` (class names in its metadata, `classes`). What was written is
+loaded again and compared with the network, to 1e-4 of a probability, before it
+takes its name.
 """
 
 import argparse

@@ -49,7 +49,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="DIR",
-        help="folder that holds the domains, <domain>/train.csv and <domain>/data/*.png",
+        help="folder that holds the domains, <domain>/train.csv and <domain>/data/*.png, or a folder per class",
     )
     data.add_argument(
         "--train_mode",
@@ -57,7 +57,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         type=lambda name: "source" if name == "sorce" else name,
         choices=MODES,
         help="source: labels of the source only; dann: adaptation to the unlabelled "
-        "target; target: labels of the target (`sorce` is source)",
+        "target; target: labels of the target (`sorce`, as the published command line has it, is source)",
     )
     data.add_argument(
         "--source_file", type=folder_name, default="mnistm", metavar="NAME", help="labelled domain (default: mnistm)"

@@ -58,7 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="PATH",
-        help="folder of images, searched with all its subfolders; or a .csv (image_name), or a .txt of paths",
+        help="folder of images, searched with all its subfolders; or a .csv (image_name, found in data/ beside it or "
+        "beside it), or a .txt of paths, absolute or from its own folder",
     )
     files.add_argument(
         "--out_path",

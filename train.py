@@ -5,9 +5,9 @@
 Modes: `source` trains on source labels only, `dann` adapts to the target's
 images without reading a target label (domain-adversarial training, arXiv
 1505.07818), `target` trains on target labels, the upper bound.
-On the real digits and 2 cores, `dann` takes about three and a half minutes,
-`source` and `target` half of that; the accuracies to expect stand in the
-README's table.
+On the real digits and 2 cores, `dann` takes about four minutes (recipe
+strong: six to nine), `source` and `target` one to two; the accuracies to
+expect stand in the README's table.
 Writes a run folder: args.json, metrics.jsonl, last.pt, the figures curves.png,
 confusion.png and mistakes.png and, when all is done, result.json.
 """
