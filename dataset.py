@@ -10,7 +10,6 @@ import os
 import re
 import threading
 import warnings
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from csv import Error as CSVError
@@ -24,6 +23,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from png import headers, read_rows, unfilter
 from utils import Progress, UserError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -32,7 +32,7 @@ MAX_PIXELS = 50_000_000  # a larger image is taken for a decompression bomb
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is looser, and warns beside refusing
 LARGE_PIXELS = 4_000_000  # images above it are decoded one at a time: a few threads with one each would fill the memory
 one_large_image = threading.Lock()
-PLAIN_PNG = {b"\x08\x00\x00\x00\x00": "L", b"\x08\x02\x00\x00\x00": "RGB"}  # depth, colour, coding -> mode
+BATCH_BYTES = 1 << 18  # of plain PNGs that a thread decodes at a time
 
 
 class LooseImage(UserError):
@@ -322,37 +322,6 @@ def read_image(path: Path, size: int) -> np.ndarray | str:
         return f"not a readable image ({type(error).__name__})"
 
 
-def read_plain_png(path: Path, size: int) -> np.ndarray | None:
-    """Pixels uint8 [size, size, 1 or 3] of an intact PNG of 8-bit grey or RGB with nothing to interpret; else None.
-
-    Reads the chunks here and leaves only the pixels to Pillow's decoder: twice to four times the rate of Image.open on
-    such small files. Any chunk beside header, pixels and end (palette, transparency, EXIF, animation), a wrong
-    checksum, another size or depth: None, and Pillow itself and `to_rgb` are to judge.
-    """
-    try:
-        if not os.path.isfile(path):
-            return None
-        with open(path, "rb", buffering=0) as file:
-            content = file.read(1 << 16)
-        kind = PLAIN_PNG.get(content[24:29])
-        if content[:8] != b"\x89PNG\r\n\x1a\n" or kind is None or content[16:24] != size.to_bytes(4, "big") * 2:
-            return None
-        at, name, pixels = 8, b"", b""
-        while name != b"IEND":
-            end = at + 8 + int.from_bytes(content[at : at + 4], "big")
-            name = content[at + 4 : at + 8]
-            if name not in (b"IHDR", b"IDAT", b"IEND"):
-                return None
-            if zlib.crc32(content[at + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
-                return None
-            pixels += content[at + 8 : end] if name == b"IDAT" else b""
-            at = end + 4
-        image = Image.frombytes(kind, (size, size), pixels, "zip", kind, 0)
-        return np.asarray(image).reshape(size, size, -1)
-    except Exception:  # as in read_image: nothing that a file holds may end the program
-        return None
-
-
 def read_images(paths: Sequence[Path], size: int, workers: int = 0, label: str = "") -> tuple[Tensor, dict[int, str]]:
     """Decode images, each once, on `workers` threads (0: one per core).
 
@@ -365,21 +334,29 @@ def read_images(paths: Sequence[Path], size: int, workers: int = 0, label: str =
     unreadable: dict[int, str] = {}
     progress = Progress(len(paths), label, "images") if label else None
 
+    count, modes = max(1, min(512, BATCH_BYTES // (3 * size * size))), headers(size)
+
     def read_chunk(start: int) -> int:
-        stop = min(start + 512, len(paths))
+        stop = min(start + count, len(paths))
+        plain: dict[str, dict[int, bytes]] = {}
         for i in range(start, stop):
-            plain = read_plain_png(paths[i], size)
-            image = plain if plain is not None else read_image(paths[i], size)
+            found = read_rows(paths[i], size, modes)
+            if found:
+                plain.setdefault(found[0], {})[i] = found[1]
+                continue
+            image = read_image(paths[i], size)
             if isinstance(image, str):
                 unreadable[i] = image
             else:
                 view[i] = image
+        for mode, rows in plain.items():
+            view[list(rows)] = unfilter(mode, list(rows.values()), size)
         return stop - start
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for count in pool.map(read_chunk, range(0, len(paths), 512)):
+        for done in pool.map(read_chunk, range(0, len(paths), count)):
             if progress:
-                progress.update(count)
+                progress.update(done)
     if progress:
         progress.close()
     return pixels, dict(sorted(unreadable.items()))

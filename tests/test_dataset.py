@@ -1,5 +1,7 @@
 """Reading domains: every layout, every image mode, one sentence for what is not usable."""
 
+import zlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ from PIL import Image
 from PIL.ImageOps import mirror
 
 import dataset
-from dataset import Batches, Domain, class_names, list_split, read_domain, read_image, read_images, read_plain_png
+from dataset import Batches, Domain, class_names, list_split, read_domain, read_image, read_images
+from png import headers, read_rows, unfilter
 from utils import UserError
 
 
@@ -42,13 +45,13 @@ def test_a_domain_is_read_into_one_contiguous_uint8_tensor(small_data: Path) -> 
 
 def test_each_image_is_decoded_once(small_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
-    original = dataset.read_plain_png
+    original = dataset.read_rows
 
-    def counting(path: Path, size: int) -> np.ndarray | None:
+    def counting(path: Path, size: int, modes: dict[bytes, str]) -> tuple[str, bytes] | None:
         opened.append(path)
-        return original(path, size)
+        return original(path, size, modes)
 
-    monkeypatch.setattr(dataset, "read_plain_png", counting)
+    monkeypatch.setattr(dataset, "read_rows", counting)
     listing = list_split(small_data, "usps", "train", True)
     assert listing is not None
     domain = read_domain(listing, None, 28, 2)
@@ -345,11 +348,83 @@ def test_the_plain_png_reader_reads_what_pillow_reads_and_leaves_the_rest_to_it(
     Image.fromarray(rgb).save(tmp_path / "jpeg.png", format="jpeg")
     paths = sorted(tmp_path.iterdir())
 
-    plain = [path.stem for path in paths if read_plain_png(path, 28) is not None]
+    plain = [path.stem for path in paths if read_rows(path, 28, headers(28)) is not None]
     assert plain == ["grey", "rgb"]
     fast = read_images(paths, 28)
-    monkeypatch.setattr(dataset, "read_plain_png", lambda path, size: None)
+    monkeypatch.setattr(dataset, "read_rows", lambda path, size, modes: None)
     slow = read_images(paths, 28)
     assert torch.equal(slow[0], fast[0])
     assert slow[1] == fast[1]
     assert sorted(paths[i].stem for i in slow[1]) == ["cut", "torn"]
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+
+
+def filtered_png(pixels: np.ndarray, filters: list[int], parts: int = 1) -> bytes:
+    """PNG of uint8 [H, W, C] whose row y is filtered by filters[y] as PNG's specification says, in `parts` IDATs."""
+    height, width, channels = pixels.shape
+    lines, above = [], np.zeros(width * channels, dtype=np.int64)
+    for kind, row in zip(filters, pixels.reshape(height, -1).astype(np.int64), strict=True):
+        left = np.concatenate([np.zeros(channels, dtype=np.int64), row[:-channels]])
+        corner = np.concatenate([np.zeros(channels, dtype=np.int64), above[:-channels]])
+        guess = left + above - corner
+        away = [abs(guess - other) for other in (left, above, corner)]
+        next_best = np.where(away[1] <= away[2], above, corner)
+        nearest = np.where((away[0] <= away[1]) & (away[0] <= away[2]), left, next_best)
+        predicted = [np.zeros_like(row), left, above, (left + above) // 2, nearest][kind]
+        lines.append(bytes([kind]) + ((row - predicted) % 256).astype(np.uint8).tobytes())
+        above = row
+    packed = zlib.compress(b"".join(lines))
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0 if channels == 1 else 2, 0, 0, 0])
+    cuts = [len(packed) * k // parts for k in range(parts + 1)]
+    data = b"".join(chunk(b"IDAT", packed[a:b]) for a, b in pairwise(cuts))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [1, 9, 28])
+def test_plain_pngs_of_every_row_filter_are_read_many_at_a_time(tmp_path: Path, channels: int, size: int) -> None:
+    rng = np.random.default_rng(size)
+    wanted = [rng.integers(0, 256, (size, size, channels), dtype=np.uint8) for _ in range(12)]
+    for i, pixels in enumerate(wanted):  # five of one filter, the others mixed: the first row's too
+        filters = [i] * size if i < 5 else rng.integers(0, 5, size).tolist()
+        (tmp_path / f"{i:02d}.png").write_bytes(filtered_png(pixels, filters, parts=1 + i % 3))
+    paths = sorted(tmp_path.iterdir())
+    found = [read_rows(path, size, headers(size)) for path in paths]
+    assert all(found)
+    pixels = unfilter("L" if channels == 1 else "RGB", [rows for each in found if each for rows in each[1:]], size)
+    assert np.array_equal(pixels, np.broadcast_to(np.stack(wanted), (12, size, size, 3)))
+    read, unreadable = read_images(paths, size)
+    assert not unreadable
+    assert np.array_equal(read.numpy(), pixels)
+    for path, image in zip(paths, pixels, strict=True):
+        assert np.array_equal(read_image(path, size), image)  # Pillow alone
+
+
+def test_a_png_that_is_not_what_it_says_is_left_to_pillow(tmp_path: Path) -> None:
+    pixels = np.arange(28 * 28 * 3, dtype=np.uint8).reshape(28, 28, 3)
+    good = filtered_png(pixels, [4] * 28)
+    at = good.index(b"IDAT") - 4
+    packed = zlib.compress(bytes(28 * 85))
+    spoilt = {
+        "too few rows": zlib.compress(bytes(27 * 85)),
+        "too many rows": zlib.compress(bytes(29 * 85)),
+        "far too many": zlib.compress(bytes(10**6)),
+        "no end": packed[:-5],
+        "more after the end": packed + b"x",
+        "no such filter": zlib.compress(b"\x05" + bytes(28 * 85 - 1)),
+        "no zlib": b"x" * 40,
+    }
+    files = {name: good[:at] + chunk(b"IDAT", data) + chunk(b"IEND", b"") for name, data in spoilt.items()}
+    files["a chunk between"] = good[:at] + chunk(b"gAMA", bytes(4)) + good[at:]
+    files["a wrong checksum"] = good[:-20] + bytes([good[-20] ^ 1]) + good[-19:]
+    files["nothing"] = b""
+    for name, content in files.items():
+        (tmp_path / "x.png").write_bytes(content)
+        assert read_rows(tmp_path / "x.png", 28, headers(28)) is None, name
+    (tmp_path / "x.png").write_bytes(good)
+    assert read_rows(tmp_path / "x.png", 28, headers(28)) is not None
+    assert read_rows(tmp_path / "x.png", 27, headers(27)) is None
+    assert read_rows(tmp_path, 28, headers(28)) is None

@@ -177,7 +177,7 @@ def test_a_name_that_is_no_text_is_predicted_and_named(dann_run: Path, tmp_path:
 def test_large_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a thread for each of 64 cores would hold one."""
     monkeypatch.setattr(dataset, "LARGE_PIXELS", 100)
-    monkeypatch.setattr(dataset, "read_plain_png", lambda path, size: None)
+    monkeypatch.setattr(dataset, "read_rows", lambda path, size, modes: None)
     for i in range(8):
         red(size=(40, 40)).save(tmp_path / f"{i}.png")
     at_once, most, to_rgb = threading.Semaphore(1), [], dataset.to_rgb
