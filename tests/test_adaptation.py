@@ -1,5 +1,6 @@
 """What ADAPTATION.md says is what the runs in results/ say."""
 
+import math
 import os
 import shlex
 import shutil
@@ -97,20 +98,54 @@ def test_the_domain_losses_of_the_shipped_checkpoints_are_stated() -> None:
     assert all(f"{line['L_d']:.3f}" in block for line in shipped)
 
 
+def sign(words: str, target: str, name: str) -> float:
+    """Mean over a row's runs of a label-free sign."""
+    return statistics.mean(result["signs"][name] for result in runs(words, target) if result.get("signs"))
+
+
+WEAK, PLAIN, FULL = "`dann`, lambda to 0.02", "`dann`, lambda to 0.2 (default)", "`dann`, lambda to 1"
+STRONG, SHIFTED = "`dann --recipe strong`", "`dann`, shifted shares"
+
+
+def test_a_weak_lambda_adapts_too_little_on_svhn_and_does_as_well_on_usps() -> None:
+    assert accuracy(WEAK, "svhn") < accuracy(PLAIN, "svhn") - 0.05
+    assert accuracy(WEAK, "usps") > accuracy(PLAIN, "usps") - 0.01
+    losses = [result["losses"]["L_d"] for result in runs(WEAK, "svhn")]
+    assert statistics.mean(losses) == pytest.approx(0.13, abs=0.02)
+
+
 @pytest.mark.parametrize("target", tables.TARGETS)
-def test_too_weak_and_too_strong_a_lambda_are_both_worse(target: str) -> None:
-    if not runs("`dann`, lambda to 1", target):
-        pytest.skip("results/adaptation has no such runs yet")
-    best = accuracy("`dann`, lambda to 0.2 (default)", target)
-    assert accuracy("`dann`, lambda to 1", target) < best
-    assert accuracy("`dann`, lambda to 0.02", target) < best
+def test_from_lambda_0_2_to_1_nothing_is_gained(target: str) -> None:
+    found = [result["target_val_accuracy"] for words in (PLAIN, FULL) for result in runs(words, target)]
+    assert abs(accuracy(FULL, target) - accuracy(PLAIN, target)) < 2 * statistics.stdev(found)
+    assert all(abs(result["losses"]["L_d"] - 0.693) < 0.02 for result in runs(FULL, target))
 
 
-def test_shifted_shares_cost_what_alignment_gained() -> None:
-    if not runs("`dann`, shifted shares", "usps"):
-        pytest.skip("results/adaptation has no such runs yet")
-    gain = accuracy("`dann`, lambda to 0.2 (default)", "usps") - accuracy("`source`", "usps")
-    assert accuracy("`dann`, shifted shares", "usps") - accuracy("`source`, shifted shares", "usps") < gain
+def test_information_fails_between_recipes_and_under_shifted_shares() -> None:
+    information = "information_maximisation"
+    assert sign(PLAIN, "svhn", information) > sign(STRONG, "svhn", information)
+    assert accuracy(PLAIN, "svhn") < accuracy(STRONG, "svhn") - 0.2
+    assert sign(SHIFTED, "usps", information) > sign("`source`, shifted shares", "usps", information)
+
+
+def test_density_falls_both_where_dann_is_worse_and_where_it_is_better() -> None:
+    density = "soft_neighbourhood_density"
+    assert sign(SHIFTED, "usps", density) < sign("`source`, shifted shares", "usps", density)
+    assert sign(PLAIN, "svhn", density) < sign("`source`", "svhn", density)
+
+
+def test_shifted_shares_cost_more_than_alignment_gained_and_recipe_strong_nothing() -> None:
+    source = accuracy("`source`, shifted shares", "usps")
+    assert accuracy(SHIFTED, "usps") < source - 0.2
+    assert accuracy("`dann --recipe strong`, shifted shares", "usps") > accuracy(STRONG, "usps") - 0.01
+    spread = [math.exp(sign(words, "usps", "diversity")) for words in ("`source`, shifted shares", SHIFTED)]
+    assert spread == [pytest.approx(6.5, abs=0.3), pytest.approx(9.5, abs=0.3)]
+
+
+def test_dann_removes_a_smaller_part_of_many_errors() -> None:
+    wrong = {target: [1 - accuracy(words, target) for words in ("`source`", PLAIN)] for target in tables.TARGETS}
+    removed = {target: round(100 * (1 - after / before)) for target, (before, after) in wrong.items()}
+    assert removed == {"svhn": 35, "usps": 65}
 
 
 STAND_IN = """#!/usr/bin/env bash
