@@ -146,7 +146,8 @@ def predict_labels(net: DANN, images: Tensor, batch_size: int | None = None) -> 
     found = predict(net, images, batch_size, None, quick)[1]
     every = max(1, len(images) // SAMPLE)  # from all over: the first ones may be of one kind
     logs, sample = found.log(), predict_probabilities(net, images[::every], batch_size)
-    error = (logs[::every] - sample.log())[sample > 1e-6].abs().max()
+    gaps = (logs[::every] - sample.log())[sample > 1e-6].abs()
+    error = gaps.max() if len(gaps) else math.inf  # nothing but nan: float32 is to say so
     best = logs.topk(min(2, logs.shape[1]), 1).values  # [N, 2]
     doubtful = ~(best[:, 0] - best[:, -1] > SAFETY * error)  # also where anything is no number
     if doubtful.any():
