@@ -110,6 +110,7 @@ STRONG, SHIFTED = "`dann --recipe strong`", "`dann`, shifted shares"
 def test_a_weak_lambda_adapts_too_little_on_svhn_and_does_as_well_on_usps() -> None:
     assert accuracy(WEAK, "svhn") < accuracy(PLAIN, "svhn") - 0.05
     assert accuracy(WEAK, "usps") > accuracy(PLAIN, "usps") - 0.01
+    assert statistics.mean(distances(WEAK, "svhn")) < 0.5  # and still the distance is low
     losses = [result["losses"]["L_d"] for result in runs(WEAK, "svhn")]
     assert statistics.mean(losses) == pytest.approx(0.13, abs=0.02)
 
