@@ -79,8 +79,8 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Every image below `folder`, sorted by its relative name; hidden folders and links to folders are passed over.
+def image_names(folder: Path) -> list[str]:
+    """Every image below `folder`, named relative to it, sorted; hidden folders and links to folders are passed over.
 
     Raises UserError for a folder that cannot be listed: its images would be missing unawares.
     """
@@ -94,10 +94,12 @@ def find_images(folder: Path) -> list[Path]:
     try:
         for root, folders, files in os.walk(folder, onerror=refuse):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            found += [Path(root, name) for name in files if is_image(name)]
+            inside = Path(root).relative_to(folder).as_posix()
+            prefix = "" if inside == "." else f"{inside}/"
+            found += [prefix + name for name in files if is_image(name)]
     except RecursionError as error:
         raise UserError(f"{folder} has folders within folders without end; name one further down.") from error
-    return sorted(found, key=Path.as_posix)  # all below one folder: the order of their relative names
+    return sorted(found)
 
 
 def domain_folder(data_root: Path, domain: str) -> Path:
@@ -141,11 +143,11 @@ def list_folder(folder: Path, with_labels: bool) -> Listing:
 
     Without labels the order goes by file name, so that moving an image to another class's folder changes nothing.
     """
-    paths = find_images(folder)
+    names = image_names(folder)
     if not with_labels:
-        paths.sort(key=lambda path: (path.name, path))
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    if not paths:
+        names.sort(key=lambda name: (name.rpartition("/")[2], name))
+    paths = [folder / name for name in names]
+    if not names:
         raise UserError(f"{folder} holds no image; put images ({', '.join(sorted(EXTENSIONS))}) there.")
     if not with_labels:
         return Listing(folder, names, paths, None)
@@ -208,10 +210,15 @@ def read_header(csv: Path) -> list[str]:
     return header
 
 
+def image_home(csv: Path) -> Path:
+    """The folder that names in a CSV are relative to: data/ beside it, else one of its name, else its own folder."""
+    homes = [home for home in (csv.parent / "data", csv.parent / csv.stem) if home.is_dir()]
+    return (homes or [csv.parent])[0]
+
+
 def resolve_images(csv: Path, rows: list[int], names: list[str]) -> list[Path]:
     """Files of the images named in a CSV; UserError for a name that is empty or leads out of the domain's folder."""
-    homes = [home for home in (csv.parent / "data", csv.parent / csv.stem) if home.is_dir()]
-    home, paths = (homes or [csv.parent])[0], []
+    home, paths = image_home(csv), []
     for row, name in zip(rows, names, strict=True):
         if name in ("", "..") or (any(mark in name for mark in "/\\:\0") and leads_out(Path(name))):
             raise UserError(f"{csv} row {row}: image_name {name!r} must be a path inside {csv.parent / 'data'}.")

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from checkpoint import build_network, load_checkpoint, resolve_checkpoint
-from dataset import canonical, encode_labels, find_images, list_csv, read_images
+from dataset import canonical, encode_labels, image_home, image_names, list_csv, read_images
 from metrics import predict
 from model import DANN
 from signs import entropy
@@ -115,14 +115,20 @@ def keep_inputs(out_file: Path, inputs: Sequence[Path | None]) -> None:
             raise UserError(f"--out_path {out_file} is an input of this command; choose another name.")
 
 
-def read_chunks(paths: list[Path], size: int, workers: int) -> Iterator[tuple[list[int], Tensor, dict[int, str]]]:
+def read_chunks(
+    home: Path, names: list[str], size: int, workers: int
+) -> Iterator[tuple[list[int], Tensor, dict[int, str]]]:
     """Yield row numbers, pixels uint8 [n, H, W, 3] and unreadable rows, chunk by chunk, the next one read ahead."""
-    starts = range(0, len(paths), CHUNK)
+
+    def read(start: int) -> tuple[Tensor, dict[int, str]]:
+        return read_images([home / name for name in names[start : start + CHUNK]], size, workers)
+
+    starts = range(0, len(names), CHUNK)
     with ThreadPoolExecutor(1) as ahead:
-        coming = [ahead.submit(read_images, paths[start : start + CHUNK], size, workers) for start in starts[:1]]
+        coming = [ahead.submit(read, start) for start in starts[:1]]
         for k, start in enumerate(starts):
             pixels, unreadable = coming.pop().result()
-            coming += [ahead.submit(read_images, paths[s : s + CHUNK], size, workers) for s in starts[k + 1 : k + 2]]
+            coming += [ahead.submit(read, following) for following in starts[k + 1 : k + 2]]
             rows = [start + i for i in range(len(pixels)) if i not in unreadable]
             good = pixels[[row - start for row in rows]] if unreadable else pixels
             yield rows, good, {start + i: why for i, why in unreadable.items()}
@@ -155,33 +161,29 @@ def predict_labels(net: DANN, images: Tensor, batch_size: int | None = None) -> 
     return found
 
 
-def list_inputs(test_loc: Path) -> tuple[list[str], list[Path]]:
-    """Names and files of the images that --test_loc means, sorted by name; UserError where it means none.
+def list_inputs(test_loc: Path) -> tuple[Path, list[str]]:
+    """The folder and, sorted, the names in it of the images that --test_loc means; UserError where it means none.
 
-    A folder: every image below it, named relative to it. A CSV: its column image_name, files as training finds them. A
-    .txt: a path a line, absolute or relative to the list's folder.
+    A folder: every image below it. A CSV: its column image_name, files as training finds them. A .txt: a path a line,
+    absolute or relative to the list's folder. Names alone, as Paths take several times their memory.
     """
     if test_loc.is_dir():
-        paths = find_images(test_loc)
-        names = [path.relative_to(test_loc).as_posix() for path in paths]
+        home, names = test_loc, image_names(test_loc)
     elif test_loc.is_file() and test_loc.suffix.lower() == ".csv":
-        listing = list_csv(test_loc, with_labels=False)
-        names, paths = listing.names, listing.paths
+        home, names = image_home(test_loc), list_csv(test_loc, with_labels=False).names
     elif test_loc.is_file() and test_loc.suffix.lower() == ".txt":
         try:
             lines = test_loc.read_text(encoding="utf-8-sig").splitlines()
         except ValueError as error:
             raise UserError(f"--test_loc {test_loc} is no text; list one path a line.") from error
-        names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-        paths = [test_loc.parent / name for name in names]
+        home, names = test_loc.parent, list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     else:
         raise UserError(
             f"--test_loc {test_loc} is neither a folder of images nor a .csv or .txt that lists them; name one."
         )
-    if not paths:
+    if not names:
         raise UserError(f"--test_loc {test_loc} holds no image; name a folder of images.")
-    order = sorted(range(len(names)), key=names.__getitem__)
-    return [names[i] for i in order], [paths[i] for i in order]
+    return home, sorted(names)
 
 
 def read_labels(csv: Path, classes: list[str]) -> dict[str, str]:
@@ -242,7 +244,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Predict; returns `out_file`, `count`, `left_out` (why, by image name, an image has no prediction) and `score`."""
     args = build_parser().parse_args(argv)
     out_file = output_file(args.out_path)
-    names, paths = list_inputs(args.test_loc)
+    home, names = list_inputs(args.test_loc)
     file = resolve_checkpoint(args.checkpoint)
     checkpoint = load_checkpoint(file)
     net, classes = build_network(file, checkpoint, choose_device(args.device))
@@ -252,8 +254,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     left_out: dict[str, str] = {}
     rows: list[int] = []
     parts = []
-    progress = Progress(len(paths), "predict", "images")
-    for chunk_rows, pixels, unreadable in read_chunks(paths, net.arguments["size"], args.num_workers):
+    progress = Progress(len(names), "predict", "images")
+    for chunk_rows, pixels, unreadable in read_chunks(home, names, net.arguments["size"], args.num_workers):
         if chunk_rows:
             parts.append(answer(net, pixels, args.batch_size))  # [n, K]
         rows += chunk_rows
@@ -261,8 +263,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         progress.update(len(chunk_rows) + len(unreadable))
     progress.close()
     if not rows:
-        tell_left_out(names, paths, left_out)
-        raise UserError(f"none of the {len(paths)} images in {args.test_loc} is readable; nothing was written.")
+        tell_left_out(home, left_out)
+        raise UserError(f"none of the {len(names)} images in {args.test_loc} is readable; nothing was written.")
     probabilities = torch.cat(parts)
     if not probabilities.isfinite().all():
         raise UserError(f"{file} gives probabilities that are no finite numbers; nothing was written; train it again.")
@@ -272,16 +274,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     metrics = checkpoint["metrics"] if isinstance(checkpoint["metrics"], dict) else {}
     text = "\n".join(filter(None, [text, summary(probabilities, classes, metrics)]))
     write_predictions(out_file, found, probabilities, classes, args.probs)
-    tell_left_out(names, paths, left_out)
+    tell_left_out(home, left_out)
     print(text)
     print(f"{len(rows)} images labelled, {len(left_out)} left out: {out_file}")
     return {"out_file": str(out_file), "count": len(rows), "left_out": left_out, "score": scored}
 
 
-def tell_left_out(names: list[str], paths: list[Path], left_out: dict[str, str]) -> None:
-    for name, path in zip(names, paths, strict=True):
-        if name in left_out:
-            print(f"left out {path}: {left_out[name]}")
+def tell_left_out(home: Path, left_out: dict[str, str]) -> None:
+    for name in sorted(left_out):
+        print(f"left out {home / name}: {left_out[name]}")
 
 
 def write_predictions(path: Path, names: list[str], probabilities: Tensor, classes: list[str], probs: bool) -> None:

@@ -290,7 +290,7 @@ def test_a_folder_that_cannot_be_listed_is_refused_not_passed_over(dann_run: Pat
     (unprivileged / "closed").mkdir(mode=0o000)
     Image.new("L", (28, 28)).save(unprivileged / "x.png")
     with pytest.raises(utils.UserError) as refusal:
-        dataset.find_images(unprivileged)
+        dataset.image_names(unprivileged)
     assert str(refusal.value) == (
         f"{unprivileged / 'closed'} cannot be listed (Permission denied); make it readable or move it away."
     )

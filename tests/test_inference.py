@@ -23,7 +23,7 @@ from PIL import Image
 import inference
 import train
 from checkpoint import build_network, load_checkpoint
-from dataset import find_images, read_images
+from dataset import image_names, read_images
 from metrics import predict
 from utils import UserError
 
@@ -51,7 +51,7 @@ def test_predictions_are_those_of_the_network_sorted_by_relative_name(
     assert table.columns.tolist() == ["image_name", "label"]
     assert table["image_name"].tolist() == sorted([*[f"{9 - i}.png" for i in range(8)], "sub8/1.png", "sub9/0.png"])
     net, classes = build_network(dann_run, load_checkpoint(dann_run / "last.pt"), torch.device("cpu"))
-    pixels, _ = read_images(find_images(images), 28)
+    pixels, _ = read_images([images / name for name in image_names(images)], 28)
     assert table["label"].tolist() == [classes[k] for k in predict(net, pixels)[1].argmax(1).tolist()]
 
 
