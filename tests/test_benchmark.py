@@ -58,6 +58,7 @@ def test_a_benchmark_ends_in_a_json_from_which_the_table_is_made(
         assert m["times_plain"] == pytest.approx(m["images_per_second"] / m["plain_images_per_second"], abs=0.01)
         assert 0 < m["share_of_matrix_rate"] < 1.2
         assert found["prediction"][arch]["images"] == 40
+    assert found["prediction"]["published"]["trained_for_steps"] == 20  # untrained, it would be in doubt of everything
     start = found["start"]
     assert start["images"].keys() == {"labelled", "unlabelled", "source_val", "target_val"}
     assert start["launch_to_first_step_seconds"] > start["read_seconds"] > 0
