@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch_size",
         type=bounded(int, 1, 65536),
         metavar="N",
-        help="images a forward pass (default: 64 on the CPU, else 2048); the answers do not depend on it",
+        help="images a forward pass (default: 128 on the CPU, else 2048); the answers do not depend on it",
     )
     compute.add_argument(
         "--num_workers",

@@ -45,6 +45,7 @@ from utils import (
     choose_device,
     choose_precision,
     describe_device,
+    keep_freed_memory,
     run_script,
     seed_step,
     shown,
@@ -172,6 +173,7 @@ def train(run: Run, log: RunLog | None, began: float) -> bool:
     since = run.step
     progress = Progress(run.total_steps, f"train {args.train_mode}", "steps", run.step) if log else None
     run.net.train()
+    keep_freed_memory()
     losses_of = ranks.wrap(Step(run.net))
     mark, stop = time.monotonic(), False
     with InterruptFlag() as interrupt:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import errno
 import io
 import os
@@ -284,6 +285,18 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     torch.save(checkpoint, content)  # into memory: on a full disk torch would end in a RuntimeError about positions
     with atomic_path(path) as part:
         part.write_bytes(content.getbuffer())
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, for the next training step, where its C library is glibc.
+
+    Else pieces of several megabytes go back to the system and are asked for, page by page, in every step: up to a
+    fifth of a step of `published`. Pieces above 32 MB still go back at once. The peak stays what it was.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: larger pieces are mapped one by one; no more is allowed everywhere
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: free memory at the heap's end above which it shrinks
 
 
 # The log of a run
