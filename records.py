@@ -111,7 +111,7 @@ BENCHMARK = {
         f"{arch}?": dict.fromkeys(
             (
                 *("images_per_second", "times_plain", "share_of_bare", "share_of_matrix_rate", "matrix_gflops"),
-                "floor_images_per_second",
+                *("floor_images_per_second", "floor_of_operations_alone"),
             ),
             COUNT,
         )

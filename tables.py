@@ -311,8 +311,8 @@ def speed_table(found: dict[str, Any]) -> list[str]:
                 f"{m['images_per_second']:,.0f} images/s",
                 f"{m['times_plain']:.1f} times the plain recipe, {m['share_of_bare']:.2f} of the bare step, "
                 f"which reaches {m['share_of_matrix_rate']:.2f} of the {m['matrix_gflops']:,.0f} GFLOP/s of a large "
-                f"matrix product; its operations and bytes at this machine's rates allow "
-                f"{m['floor_images_per_second']:,}",
+                f"matrix product; its operations alone at that rate allow {m['floor_of_operations_alone']:,} images/s, "
+                f"and, with every input and output fetched from memory, {m['floor_images_per_second']:,}",
             )
         )
     for arch, m in by_network(found, "prediction"):
