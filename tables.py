@@ -122,9 +122,8 @@ def accuracy_table(cells: Cells) -> list[str]:
             if not any(found):
                 continue
             both = [result for results in found for result in results]
-            seconds = f"{statistics.mean(result['seconds'] for result in both):.0f}"
-            if (mode, recipe) == ("source", "strong"):
-                seconds = "-"  # a rung of the ladder, whose runs may go side by side
+            beside = (mode, recipe) == ("source", "strong")  # a rung of the ladder, whose runs may go side by side
+            seconds = "-" if beside else f"{statistics.mean(result['seconds'] for result in both):.0f}"
             distances = [[result["proxy_a_distance"].get("trained") for result in results] for results in found]
             distance = " / ".join(
                 spread([v for v in values if v is not None], 2) if any(v is not None for v in values) else "-"
@@ -182,8 +181,8 @@ def ladder_table(cells: Cells) -> list[str]:
         found = [cells.get(Cell(recipe, "small", mode, target, without), []) for target in TARGETS]
         rows.append(f"| {words} | {' | '.join(accuracy_cell(results) for results in found)} | {seed_counts(found)} |")
     return [
-        "What each part of recipe `strong` is worth, each row adding to the one above. With the teacher comes what "
-        "a run predicts with: its average, and the target's statistics of unaltered images.",
+        "What each part of recipe `strong` is worth, each row but the last adding to the one above. With the "
+        "teacher comes what a run predicts with: its average, and the target's statistics of unaltered images.",
         "",
         f"| | {' | '.join(f'MNIST-M → {target.upper()}' for target in TARGETS)} | seeds |",
         "|---|---|---|---|",

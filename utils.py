@@ -291,7 +291,7 @@ def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, for the next training step, where its C library is glibc.
 
     Else pieces of several megabytes go back to the system and are asked for, page by page, in every step: up to a
-    fifth of a step of `published`. Pieces above 32 MB still go back at once. The peak stays what it was.
+    fifth of a step of `published`. Pieces above 32 MB still go back at once.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
