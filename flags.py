@@ -88,7 +88,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         choices=tuple(RECIPES),
         default="paper",
         help="paper: the algorithm of the paper, nothing added (default); strong: with augmentation, "
-        "a conditional domain classifier and a teacher's pseudo-labels",
+        "and a teacher's pseudo-labels",
     )
     length.add_argument(
         "--without",

@@ -31,22 +31,17 @@ def adversarial_losses(
     x_s, x_t: uint8 or float [B, 3, H, W] in 0..255, y_s: int64 [B], pseudo: labels int64 [B] and mask float [B] of x_t.
     Source and target pass BatchNorm apart: each is normalised by its own batch and keeps running statistics of its own.
     L_d = -mean log p(d_i | f_i) over both domains; the reversal hands G_f the gradient -lambda_p dL_d/df. Source: arXiv
-    1505.07818, equations 9 and 13 to 15. With a conditional G_d the reversed gradient reaches G_y too, through the
-    probabilities beside the features: the concatenation that arXiv 1705.10667 compares its product with. L_u is times
-    its weight.
+    1505.07818, equations 9 and 13 to 15. L_u is times its weight.
     """
     f_s, f_t = net.features(x_s, SOURCE), net.features(x_t, TARGET)  # [B, F] each
     z_s = net.label_classifier(f_s).float()  # [B, K]
-    z_t = net.label_classifier(f_t).float() if net.conditional or pseudo else None
     d = torch.full((len(f_s) + len(f_t),), TARGET, device=f_s.device)  # [2B]
     d[: len(f_s)] = SOURCE
-    h = torch.cat([f_s, f_t])  # [2B, F]
-    if net.conditional and z_t is not None:
-        h = torch.cat([h, torch.cat([z_s, z_t]).softmax(1)], 1)  # [2B, F + K]
-    d_hat = net.domain_classifier(reverse_gradient(h, lambda_p)).float()  # [2B, 2]
+    d_hat = net.domain_classifier(reverse_gradient(torch.cat([f_s, f_t]), lambda_p)).float()  # [2B, 2]
     losses = {"L_y": F.cross_entropy(z_s, y_s), "L_d": F.cross_entropy(d_hat, d)}
-    if pseudo and z_t is not None:
+    if pseudo:
         labels, mask = pseudo
+        z_t = net.label_classifier(f_t).float()  # [B, K]
         losses["L_u"] = weight_u * pseudo_label_loss(z_t, labels, mask)
         losses["pseudo_label_coverage"] = mask.mean()
         losses["teacher_agreement"] = (z_t.argmax(1) == labels).float().mean()

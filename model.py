@@ -4,7 +4,7 @@ Glossary, symbol of arXiv 1505.07818 -> name here (section):
 
     G_f(x; theta_f)   net.feature_extractor   (4.2)   images [B, 3, H, W] -> features [B, F]
     G_y(f; theta_y)   net.label_classifier    (4.2)   features [B, F] -> logits [B, K]
-    G_d(f; theta_d)   net.domain_classifier   (4.2)   features [B, F] (or [B, F + K], `conditional`) -> logits [B, 2]
+    G_d(f; theta_d)   net.domain_classifier   (4.2)   features [B, F] -> logits [B, 2]
     R(x)              reverse_gradient        (4.2)   identity forwards, -lambda_p times the gradient backwards
     lambda_p          lambda_schedule(p)      (5.2.2) 2 / (1 + exp(-10 p)) - 1
     mu_p              learning_rate(p)        (5.2.2) ours is one-cycle with AdamW, see there
@@ -113,7 +113,6 @@ class DANN(nn.Module):
 
     arch: `small`, ours, takes any image size; `published`, the public implementation's, takes 28x28 only.
     predict_as: the domain whose BatchNorm statistics predict, TARGET, or SOURCE where no target was trained on.
-    conditional: G_d sees the K class probabilities beside the F features (compared in Long et al., arXiv 1705.10667).
     Raises ValueError for an unknown `arch` or a size that it does not take.
     """
 
@@ -123,7 +122,6 @@ class DANN(nn.Module):
         arch: str = "small",
         size: int = 28,
         predict_as: int = TARGET,
-        conditional: bool = False,
     ) -> None:
         super().__init__()
         if arch not in ARCHITECTURES:
@@ -135,11 +133,9 @@ class DANN(nn.Module):
             "arch": arch,
             "size": size,
             "predict_as": predict_as,
-            "conditional": conditional,
         }
-        self.arch, self.predict_as, self.conditional = arch, predict_as, conditional
-        extra = num_classes if conditional else 0
-        parts = _small(num_classes, extra) if arch == "small" else _published(num_classes, extra)
+        self.arch, self.predict_as = arch, predict_as
+        parts = _small(num_classes) if arch == "small" else _published(num_classes)
         self.feature_extractor, self.label_classifier, self.domain_classifier = parts
         self.to(memory_format=torch.channels_last)
 
@@ -171,7 +167,7 @@ class DANN(nn.Module):
         return self.label_classifier(self.features(images, domain))
 
 
-def _published(num_classes: int, extra: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
+def _published(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
     """The public implementation's layers. F = 800."""
     feature_extractor = nn.Sequential(
         nn.Conv2d(3, 64, 5),
@@ -195,7 +191,7 @@ def _published(num_classes: int, extra: int) -> tuple[nn.Sequential, nn.Sequenti
         nn.ReLU(),
         nn.Linear(100, num_classes),
     )
-    domain_classifier = nn.Sequential(nn.Linear(800 + extra, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 2))
+    domain_classifier = nn.Sequential(nn.Linear(800, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 2))
     return feature_extractor, label_classifier, domain_classifier
 
 
@@ -226,7 +222,7 @@ class InstanceNorm2d(nn.GroupNorm):
         return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
 
 
-def _small(num_classes: int, extra: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
+def _small(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
     """Ours: 3x3 convolutions, pooling ahead of BatchNorm and ReLU (a quarter of the work). F = 96.
 
     The first block measures edges, whichever side is bright, against the other edges of the same image: what a
@@ -253,5 +249,5 @@ def _small(num_classes: int, extra: int) -> tuple[nn.Sequential, nn.Sequential, 
         nn.Flatten(),  # [B, 96]
     )
     label_classifier = nn.Sequential(nn.Linear(96, num_classes))
-    domain_classifier = nn.Sequential(nn.Linear(96 + extra, 256), nn.ReLU(), nn.Linear(256, 2))
+    domain_classifier = nn.Sequential(nn.Linear(96, 256), nn.ReLU(), nn.Linear(256, 2))
     return feature_extractor, label_classifier, domain_classifier

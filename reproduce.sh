@@ -100,9 +100,9 @@ for seed in $seeds; do
     for target in svhn usps; do
         if has ladder; then
             cell strong small source "$target" "$seed"
-            cell strong small dann "$target" "$seed" conditional teacher
+            cell strong small source "$target" "$seed" neighbours
             cell strong small dann "$target" "$seed" teacher
-            cell strong small dann "$target" "$seed" alignment
+            cell strong small dann "$target" "$seed" adversarial
             cell strong small dann "$target" "$seed" augmentation
         fi
     done

@@ -155,7 +155,7 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
         run.net.load_state_dict(state["student"] if run.teacher else checkpoint["model"])
         run.optimizer.load_state_dict(state["optimizer"])
         if run.teacher:
-            run.teacher.load_state_dict(checkpoint["model"], state["teacher"])
+            run.teacher.net.load_state_dict(checkpoint["model"])
         run.step = int(checkpoint["step"])
         run.kept = [{"score": entry["score"] + 0, **at_step(int(entry["step"]))} for entry in state["kept"]]
         run.seconds_before, run.training_seconds = float(state["seconds"]), float(state["training_seconds"])
@@ -199,7 +199,6 @@ def make_checkpoint(run: Run, metrics: dict[str, Any], with_resume: bool) -> dic
             "distance_before": run.distance_before,
             "data": run.fingerprint,
             "student": run.net.state_dict() if run.teacher else None,
-            "teacher": run.teacher.state_dict() if run.teacher else None,
         }
         if with_resume
         else None

@@ -3,16 +3,13 @@
     augmentation   strong random views of source and target images                       augment.views
     neighbours     other digits at the sides of the source's digits, within those views  augment.neighbours
     adversarial    L_d, the domain loss of DANN, with the gradient reversal              losses.adversarial_losses
-    conditional    G_d sees the class probabilities beside the features                  losses.adversarial_losses
     teacher        L_u, pseudo-labels of a moving average of the network                 Teacher, pseudo_label_loss
-    alignment      pseudo-labels weighted towards the source's class shares              Teacher.label
 
 `--without PART ...` leaves parts out; the README's ladder says what each is worth. No target label is read.
 """
 
 import copy
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +17,7 @@ from torch import Tensor, nn
 
 from model import DANN, TARGET, DomainBatchNorm2d
 
-PARTS = ("augmentation", "neighbours", "adversarial", "conditional", "teacher", "alignment")
+PARTS = ("augmentation", "neighbours", "adversarial", "teacher")
 TEACHER_SIGNS = ("pseudo_label_coverage", "teacher_agreement")  # label-free: shares of each batch, logged in training
 
 
@@ -49,26 +46,17 @@ class Teacher:
     for adaptation French et al., arXiv 1706.05208.
     """
 
-    def __init__(self, net: DANN, shares_s: Tensor, decay: float, threshold: float, alignment: bool) -> None:
+    def __init__(self, net: DANN, decay: float, threshold: float) -> None:
         self.net = copy.deepcopy(net).requires_grad_(False).eval()
-        self.shares_s = shares_s.to(net.device)  # of the source's labels, [K]
-        self.shares_t = torch.full_like(self.shares_s, 1 / len(shares_s))  # running mean of the teacher's answers
-        self.decay, self.threshold, self.alignment = decay, threshold, alignment
+        self.decay, self.threshold = decay, threshold
 
     @torch.no_grad()
     def label(self, x_t: Tensor) -> tuple[Tensor, Tensor]:
-        """Pseudo-labels int64 [B] of unaltered target images uint8 [B, 3, H, W], and the mask float [B] of sure ones.
-
-        Distribution alignment multiplies the probabilities by (source share / running mean of the answers) of their
-        class and normalises; sure is what then exceeds the threshold. Source: Berthelot et al., arXiv 1911.09785.
-        """
+        """Pseudo-labels int64 [B] of unaltered target images uint8 [B, 3, H, W], and the mask float [B] of sure ones."""
         for layer in self.net.modules():
             layer.training = isinstance(layer, DomainBatchNorm2d)  # statistics of this batch, but no dropout
         q = self.net(x_t, TARGET).float().softmax(1)  # [B, K]
         self.net.eval()
-        self.shares_t.lerp_(q.mean(0), 0.01)
-        if self.alignment:
-            q = F.normalize(q * (self.shares_s / self.shares_t), p=1, dim=1)
         confidence, labels = q.max(1)
         return labels, (confidence > self.threshold).float()
 
@@ -81,11 +69,3 @@ class Teacher:
         for name, buffer in self.net.named_buffers():
             if not name.endswith("_t"):
                 buffer.copy_(own[name])
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the weights of `net`."""
-        return {"shares_t": self.shares_t}
-
-    def load_state_dict(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
-        self.net.load_state_dict(weights)
-        self.shares_t.copy_(state["shares_t"])

@@ -45,11 +45,11 @@ PUBLISHED = {
 # The ablation of recipe strong: words, recipe, mode, parts left out.
 LADDER = [
     ("source", "paper", "source", ()),
-    ("+ augmentation, with neighbours", "strong", "source", ()),
-    ("+ adversarial (DANN)", "strong", "dann", ("conditional", "teacher")),
-    ("+ conditional", "strong", "dann", ("teacher",)),
-    ("+ teacher", "strong", "dann", ("alignment",)),
-    ("+ alignment: everything", "strong", "dann", ()),
+    ("+ augmentation", "strong", "source", ("neighbours",)),
+    ("+ neighbours", "strong", "source", ()),
+    ("+ adversarial (DANN)", "strong", "dann", ("teacher",)),
+    ("+ teacher: everything", "strong", "dann", ()),
+    ("everything but adversarial", "strong", "dann", ("adversarial",)),
     ("everything but augmentation", "strong", "dann", ("augmentation",)),
 ]
 

@@ -123,13 +123,8 @@ def start_run(args: argparse.Namespace, folder: Path, data: Data, device: torch.
         total_steps = max(1, round(args.epochs * len(data.labelled) / args.batch_size))
     seed_step(args.seed, -1)
     predict_as = SOURCE if args.train_mode == "source" else TARGET  # source: no statistics of a target are learnt
-    parts = parts_of(args)
-    net = DANN(len(data.classes), args.arch, args.size, predict_as, "conditional" in parts).to(device)
-    teacher = None
-    if "teacher" in parts:
-        assert data.labelled.labels is not None
-        shares = torch.bincount(data.labelled.labels, minlength=len(data.classes)) / len(data.labelled)
-        teacher = Teacher(net, shares, recipe.ema_decay, recipe.threshold, "alignment" in parts)
+    net = DANN(len(data.classes), args.arch, args.size, predict_as).to(device)
+    teacher = Teacher(net, recipe.ema_decay, recipe.threshold) if "teacher" in parts_of(args) else None
     run = Run(
         args,
         folder,

@@ -18,14 +18,14 @@ META = torch.device("meta")  # has shapes and no values: any .item(), and any te
 @pytest.mark.parametrize("arch", ["small", "published"])
 @pytest.mark.parametrize("strong", [False, True])
 def test_a_whole_step_runs_where_its_data_is_without_reading_a_value(arch: str, strong: bool) -> None:
-    net = DANN(10, arch, conditional=strong).to(META).train()
+    net = DANN(10, arch).to(META).train()
     parameters = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, foreach=True)
     x_s, x_t = (torch.empty(8, 3, 28, 28, dtype=torch.uint8, device=META) for _ in range(2))
     y_s = torch.empty(8, dtype=torch.int64, device=META)
     pseudo = None
     if strong:
-        teacher = Teacher(net, torch.full((10,), 0.1), 0.99, 0.85, alignment=True)
+        teacher = Teacher(net, 0.99, 0.85)
         pseudo = teacher.label(x_t)
         x_s, x_t = views(x_s, paste=True), views(x_t, paste=False)
     losses = Step(net)(x_s, y_s, x_t, 0.5, pseudo, 0.5)

@@ -12,8 +12,7 @@ from conftest import QUICK, same_tensors
 
 import train
 from checkpoint import load_checkpoint
-from losses import adversarial_losses
-from model import DANN, SOURCE, TARGET, DomainBatchNorm2d
+from model import DANN, TARGET, DomainBatchNorm2d
 from strong import Teacher, pseudo_label_loss, ramp
 from utils import UserError
 
@@ -22,9 +21,9 @@ def images(seed: int, count: int = 6) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-def build(conditional: bool = False) -> DANN:
+def build() -> DANN:
     torch.manual_seed(0)
-    net = DANN(10, conditional=conditional)
+    net = DANN(10)
     for module in net.modules():
         if isinstance(module, torch.nn.Dropout2d):
             module.p = 0.0
@@ -52,21 +51,9 @@ def test_pseudo_labels_set_in_smoothly_and_reach_their_full_weight() -> None:
     assert weights[30] == weights[-1] == 1.0
 
 
-def test_a_conditional_domain_classifier_sees_features_and_probabilities() -> None:
-    net = build(conditional=True)
-    x_s, x_t, y_s = images(0), images(1), torch.arange(6)
-    found = adversarial_losses(net, x_s, y_s, x_t, 0.5)
-    f_s, f_t = net.features(x_s, SOURCE), net.features(x_t, TARGET)
-    p = net.label_classifier(torch.cat([f_s, f_t])).softmax(1)
-    h = torch.cat([torch.cat([f_s, f_t]), p], 1)
-    d = torch.arange(2).repeat_interleave(6)
-    by_hand = torch.nn.functional.cross_entropy(net.domain_classifier(h), d)
-    assert found["L_d"].item() == pytest.approx(by_hand.item(), abs=1e-5)
-
-
 def test_the_teacher_labels_with_the_averaged_weights_where_it_is_sure() -> None:
     net = build()
-    teacher = Teacher(net, torch.full((10,), 0.1), 0.99, 0.15, alignment=False)
+    teacher = Teacher(net, 0.99, 0.15)
     x_t = images(2)
     net.train()
     with torch.no_grad():
@@ -77,18 +64,8 @@ def test_the_teacher_labels_with_the_averaged_weights_where_it_is_sure() -> None
     assert 0 < mask.mean() < 1 or q.max(1).values.min() > 0.15
 
 
-def test_alignment_weighs_answers_by_source_share_over_the_teachers_own() -> None:
-    shares = torch.full((10,), 0.01)
-    shares[3] = 0.91
-    x_t = images(2)
-    labels, _ = Teacher(build(), shares, 0.99, 0.5, alignment=True).label(x_t)
-    assert labels.tolist() == [3] * 6
-    without, _ = Teacher(build(), shares, 0.99, 0.5, alignment=False).label(x_t)
-    assert without.tolist() != [3] * 6
-
-
 def test_the_teacher_follows_as_a_moving_average_and_keeps_its_own_target_statistics() -> None:
-    net, teacher = build(), Teacher(build(), torch.full((10,), 0.1), 0.9, 0.5, alignment=False)
+    net, teacher = build(), Teacher(build(), 0.9, 0.5)
     before = {name: value.clone() for name, value in teacher.net.state_dict().items()}
     with torch.no_grad():
         for value in net.state_dict().values():
@@ -105,7 +82,7 @@ def test_the_teacher_follows_as_a_moving_average_and_keeps_its_own_target_statis
 
 
 def test_the_teachers_target_statistics_are_those_of_unaltered_images() -> None:
-    teacher = Teacher(build(), torch.full((10,), 0.1), 0.99, 0.5, alignment=False)
+    teacher = Teacher(build(), 0.99, 0.5)
     x_t = images(3, count=64)
     for _ in range(80):
         teacher.label(x_t)
@@ -145,7 +122,6 @@ def test_a_run_cut_in_the_middle_goes_on_to_identical_weights(
     first, second = (load_checkpoint(Path(run["folder"]) / "last.pt") for run in (whole, cut))
     assert same_tensors(first["model"], second["model"])
     assert same_tensors(first["resume"]["student"], second["resume"]["student"])
-    assert torch.equal(first["resume"]["teacher"]["shares_t"], second["resume"]["teacher"]["shares_t"])
 
 
 def test_permuted_target_labels_give_identical_weights(small_data: Path, tmp_path: Path) -> None:
@@ -161,12 +137,11 @@ def test_permuted_target_labels_give_identical_weights(small_data: Path, tmp_pat
 
 
 def test_without_leaves_parts_out(small_data: Path, tmp_path: Path) -> None:
-    run = strong_run(small_data, tmp_path, "--without", "teacher", "conditional")
+    run = strong_run(small_data, tmp_path, "--without", "teacher", "neighbours")
     checkpoint = load_checkpoint(Path(run["folder"]) / "last.pt")
-    assert checkpoint["model_args"]["conditional"] is False
     assert checkpoint["resume"]["student"] is None
     assert checkpoint["metrics"]["L_u"] is None
-    assert run["args"]["without"] == ["conditional", "teacher"]
+    assert run["args"]["without"] == ["neighbours", "teacher"]
 
 
 def test_without_the_adversarial_part_no_domain_gradient_reaches_the_features(small_data: Path, tmp_path: Path) -> None:
