@@ -52,7 +52,10 @@ class Teacher:
 
     @torch.no_grad()
     def label(self, x_t: Tensor) -> tuple[Tensor, Tensor]:
-        """Pseudo-labels int64 [B] of unaltered target images uint8 [B, 3, H, W], and the mask float [B] of sure ones."""
+        """Pseudo-labels int64 [B] of unaltered target images uint8 [B, 3, H, W], and the mask float [B] of sure ones.
+
+        Sure is a probability above the threshold. Statistics of the target move with the batch.
+        """
         for layer in self.net.modules():
             layer.training = isinstance(layer, DomainBatchNorm2d)  # statistics of this batch, but no dropout
         q = self.net(x_t, TARGET).float().softmax(1)  # [B, K]

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from signs import SIGNS
 from strong import TEACHER_SIGNS
 from utils import UserError, shown
 
+LOW_IS_GOOD = ("entropy",)  # of the label-free signs; the others should be high
 VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers")  # within a cell of a table
 MODES, TARGETS = ("source", "dann", "target"), ("svhn", "usps")
 
@@ -181,7 +183,7 @@ def ladder_table(cells: Cells) -> list[str]:
         found = [cells.get(Cell(recipe, "small", mode, target, without), []) for target in TARGETS]
         rows.append(f"| {words} | {' | '.join(accuracy_cell(results) for results in found)} | {seed_counts(found)} |")
     return [
-        "What each part of recipe `strong` is worth, each row but the last adding to the one above. With the "
+        "What each part of recipe `strong` is worth: a row with + adds to the one above. With the "
         "teacher comes what a run predicts with: its average, and the target's statistics of unaltered images.",
         "",
         f"| | {' | '.join(f'MNIST-M → {target.upper()}' for target in TARGETS)} | seeds |",
@@ -196,7 +198,7 @@ def ladder_runs(cells: Cells) -> list[Result]:
     return [result for key in keys for result in cells.get(key, []) if result.get("signs")]
 
 
-def rank_correlation(a: list[float], b: list[float]) -> float | None:
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Spearman's rho, None for fewer than three pairs or a constant."""
     rho = pd.Series(a).rank().corr(pd.Series(b).rank()) if len(a) > 2 else math.nan
     return None if math.isnan(rho) else float(rho)
@@ -219,24 +221,38 @@ def sign_points(cells: Cells) -> dict[str, dict[str, list[tuple[float, float]]]]
 
 
 def signs_table(cells: Cells) -> list[str]:
-    """How each label-free sign ranks with the true accuracy over the ladder; no table for under four of its rungs."""
+    """How each label-free sign ranks with the true accuracy over the ladder; no table for under four of its rungs.
+
+    The best first, by the mean of both targets in the direction that should be good.
+    """
     rungs = {(run["args"]["train_mode"], *run["args"].get("without", ())) for run in ladder_runs(cells)}
     if len(rungs) < 4:  # of two kinds of runs any sign that differs ranks well
         return []
     lines = []
-    for sign, by_target in sign_points(cells).items():
-        row = []
-        for pairs in by_target.values():
-            rho = rank_correlation([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-            row.append(f"{shown(rho, 2)} ({len(pairs)} runs)")
-        lines.append(f"| {sign.replace('_', ' ')} | {' | '.join(row)} |")
+    for sign, rho in rank_signs(cells).items():
+        row = [f"{shown(rho[target], 2)} ({len(pairs)} runs)" for target, pairs in sign_points(cells)[sign].items()]
+        lines.append(f"| {sign.replace('_', ' ')} | {'low' if sign in LOW_IS_GOOD else 'high'} | {' | '.join(row)} |")
     return [
         "Spearman's rank correlation of label-free signs with the true accuracy, over the runs of the ladder:",
         "",
-        f"| sign | {' | '.join(target.upper() for target in TARGETS)} |",
-        "|---|---|---|",
+        f"| sign | should be | {' | '.join(target.upper() for target in TARGETS)} |",
+        "|---|---|---|---|",
         *lines,
     ]
+
+
+def rank_signs(cells: Cells) -> dict[str, dict[str, float | None]]:
+    """Spearman's rho of each sign by target, the sign that ranks best first; None where it is not defined."""
+    found = {
+        sign: {target: rank_correlation(*zip(*pairs, strict=True)) if pairs else None for target, pairs in by.items()}
+        for sign, by in sign_points(cells).items()
+    }
+
+    def worth(sign: str) -> float:
+        known = [rho for rho in found[sign].values() if rho is not None]
+        return (-1 if sign in LOW_IS_GOOD else 1) * statistics.mean(known) if known else -math.inf
+
+    return {sign: found[sign] for sign in sorted(found, key=worth, reverse=True)}
 
 
 # What ADAPTATION.md shows: words, and the names of the runs in results/ with a place for the target.

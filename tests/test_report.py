@@ -298,7 +298,7 @@ def test_the_ladder_has_a_row_a_rung_and_a_dash_where_nothing_ran(tmp_path: Path
     ladder_results(tmp_path / "results")
     block = report.render(tmp_path / "results")
     assert "| + adversarial (DANN) | - | 0.700 ± 0.000 (worst 0.700) | 0/2 |" in block
-    assert "| + alignment: everything | - | - | 0 |" in block
+    assert "| everything but adversarial | - | - | 0 |" in block
     assert "| dann | strong, small |" not in block  # runs that leave parts out are no row of the main table
 
 
@@ -319,8 +319,9 @@ def test_before_any_rung_of_the_ladder_the_page_says_how_to_get_there(tmp_path: 
 def test_signs_are_ranked_with_the_true_accuracy(tmp_path: Path) -> None:
     ladder_results(tmp_path / "results")
     block = report.render(tmp_path / "results")
-    assert "| entropy | - (0 runs) | -1.00 (10 runs) |" in block
-    assert "| diversity | - (0 runs) | - (10 runs) |" in block
+    assert "| entropy | low | - (0 runs) | -1.00 (10 runs) |" in block
+    assert "| diversity | high | - (0 runs) | - (10 runs) |" in block
+    assert block.index("| entropy |") < block.index("| diversity |")  # the best first
 
 
 def test_rank_correlation_is_spearmans() -> None:
