@@ -61,32 +61,33 @@ def warnings_of(lines: list[dict[str, Any]], num_classes: int, adversarial: bool
 
 
 def collapse(last: dict[str, Any], num_classes: int) -> list[str]:
-    """Whether the answers of the last line have run together.
+    """Whether the answers of the last line tell the classes apart.
 
     By the answers themselves first: those of a network that is unsure of everything spread their probabilities and
-    still may name one class alone.
+    still may name one class alone. exp(information_maximisation) is how many classes they tell apart, K where each is
+    sure and all are named alike: unsure answers lower it, and so do answers that run together.
     """
     if last.get("diversity") is None:
         return []
-    answered, share = math.exp(last["diversity"]), last.get("top_class_share") or 0.0
-    if answered < 1.05 or share > 0.99:
+    share, apart = last.get("top_class_share") or 0.0, math.exp(last["information_maximisation"])
+    if math.exp(last["diversity"]) < 1.05 or share > 0.99:
         return [
             "every target image, or nearly every, gets the same answer: the features have collapsed; try another "
             "--seed, a lower -lr or more steps."
         ]
-    few, uneven = answered < num_classes / 2, share > max(0.6, 2 / num_classes)
-    if few or uneven:
-        how = (
-            f"spread over as few as {answered:.1f} of {num_classes} classes (exp of their entropy)"
-            if few
-            else "are uneven"
+    found = []
+    if apart < num_classes / 2:
+        found.append(
+            f"the answers on the target tell as few as {apart:.1f} of {num_classes} classes apart (exp of "
+            f"information_maximisation): they are unsure (entropy {last['entropy']:.2f}) or have run together "
+            f"(diversity {last['diversity']:.2f}, at most {math.log(num_classes):.2f}); check some by hand."
         )
-        how += f", and one class gets {share:.0%} of them" if uneven else ""
-        return [
-            f"the answers on the target {how}: unless the target is like that, adaptation has merged classes; compare "
-            "another --seed."
-        ]
-    return []
+    if share > max(0.6, 2 / num_classes):
+        found.append(
+            f"one class gets {share:.0%} of the answers on the target: unless the target is like that, classes have "
+            "merged; compare another --seed."
+        )
+    return found
 
 
 def idle_adversary(lines: list[dict[str, Any]]) -> list[str]:

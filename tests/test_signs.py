@@ -50,7 +50,14 @@ def test_images_alike_are_denser_than_images_spread_between_the_classes() -> Non
 
 
 def line(**changed: float) -> dict[str, float]:
-    return {"diversity": math.log(9), "lambda": 0.2, "L_d": 0.6, **changed}
+    """Of answers that are sure: all of their diversity is information."""
+    diversity = changed.get("diversity", math.log(9))
+    return {"diversity": diversity, "information_maximisation": diversity - changed.get("entropy", 0.0)} | {
+        "entropy": 0.0,
+        "lambda": 0.2,
+        "L_d": 0.6,
+        **changed,
+    }
 
 
 def test_a_sound_run_gives_no_warning() -> None:
@@ -62,8 +69,9 @@ def test_a_sound_run_gives_no_warning() -> None:
     ("lines", "sentence"),
     [
         ([line(diversity=0.0)], "every target image, or nearly every, gets the same answer"),
-        ([line(), line(diversity=math.log(3))], "spread over as few as 3.0 of 10 classes"),
-        ([line(top_class_share=0.7)], "the answers on the target are uneven, and one class gets 70% of them: unless"),
+        ([line(), line(diversity=math.log(3))], "tell as few as 3.0 of 10 classes apart"),
+        ([line(), line(entropy=math.log(2))], "tell as few as 4.5 of 10 classes apart"),
+        ([line(top_class_share=0.7)], "one class gets 70% of the answers on the target: unless"),
         ([line(**{"lambda": 0.0})], "lambda was 0 in every line"),
         ([line(L_d=0.6931), line(L_d=0.6929)], "the domain classifier never told the domains apart"),
     ],
@@ -150,7 +158,7 @@ def test_a_target_that_is_predicted_as_one_class_says_so_however_unsure_the_answ
 
 def test_a_target_of_which_most_is_predicted_as_one_class_says_so() -> None:
     (found,) = warnings_of([line(top_class_share=0.8)], 10, adversarial=True)
-    assert "and one class gets 80% of them" in found
+    assert "one class gets 80% of the answers" in found
 
 
 def test_the_top_class_share_is_that_of_the_most_frequent_answer() -> None:
