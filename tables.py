@@ -228,9 +228,9 @@ def signs_table(cells: Cells) -> list[str]:
     rungs = {(run["args"]["train_mode"], *run["args"].get("without", ())) for run in ladder_runs(cells)}
     if len(rungs) < 4:  # of two kinds of runs any sign that differs ranks well
         return []
-    lines = []
-    for sign, rho in rank_signs(cells).items():
-        row = [f"{shown(rho[target], 2)} ({len(pairs)} runs)" for target, pairs in sign_points(cells)[sign].items()]
+    lines, points = [], sign_points(cells)
+    for sign, rho in rank_signs(points).items():
+        row = [f"{shown(rho[target], 2)} ({len(pairs)} runs)" for target, pairs in points[sign].items()]
         lines.append(f"| {sign.replace('_', ' ')} | {'low' if sign in LOW_IS_GOOD else 'high'} | {' | '.join(row)} |")
     return [
         "Spearman's rank correlation of label-free signs with the true accuracy, over the runs of the ladder:",
@@ -241,11 +241,11 @@ def signs_table(cells: Cells) -> list[str]:
     ]
 
 
-def rank_signs(cells: Cells) -> dict[str, dict[str, float | None]]:
+def rank_signs(points: dict[str, dict[str, list[tuple[float, float]]]]) -> dict[str, dict[str, float | None]]:
     """Spearman's rho of each sign by target, the sign that ranks best first; None where it is not defined."""
     found = {
         sign: {target: rank_correlation(*zip(*pairs, strict=True)) if pairs else None for target, pairs in by.items()}
-        for sign, by in sign_points(cells).items()
+        for sign, by in points.items()
     }
 
     def worth(sign: str) -> float:
