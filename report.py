@@ -18,16 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint import load_checkpoint
+from ladder import ladder_table, sign_points, signs_table
 from plots import draw_curves, draw_signs
 from records import COMPARED, NUMBER, SHARE, check_values, read_json, read_metrics, write_json
 from tables import (
     accuracy_table,
     evidence_table,
     footnotes,
-    ladder_table,
     read_results,
-    sign_points,
-    signs_table,
     soak_lines,
     speed_tables,
 )

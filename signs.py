@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 SIGNS = ("entropy", "diversity", "information_maximisation", "soft_neighbourhood_density")
+COLLAPSE_SIGN = "information_maximisation"  # the one that ranks the runs of the README's ladder best
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -52,6 +53,19 @@ def top_class_share(p: Tensor) -> float:
     return p.argmax(1).bincount().max().item() / len(p)
 
 
+def classes_told_apart(signs: dict[str, Any]) -> float:
+    """How many classes the answers tell apart, 1..K: exp(information_maximisation).
+
+    K where each answer is sure and all are given alike; unsure answers lower it, and so do answers that run together.
+    """
+    return math.exp(signs[COLLAPSE_SIGN])
+
+
+def too_few(signs: dict[str, Any], num_classes: int) -> bool:
+    """Whether the answers tell less than half of the classes apart."""
+    return classes_told_apart(signs) < num_classes / 2
+
+
 def warnings_of(lines: list[dict[str, Any]], num_classes: int, adversarial: bool) -> list[str]:
     """What the lines of a finished run's metrics.jsonl give cause to doubt, a sentence each; no label is used.
 
@@ -64,22 +78,21 @@ def collapse(last: dict[str, Any], num_classes: int) -> list[str]:
     """Whether the answers of the last line tell the classes apart.
 
     By the answers themselves first: those of a network that is unsure of everything spread their probabilities and
-    still may name one class alone. exp(information_maximisation) is how many classes they tell apart, K where each is
-    sure and all are named alike: unsure answers lower it, and so do answers that run together.
+    still may name one class alone.
     """
     if last.get("diversity") is None:
         return []
-    share, apart = last.get("top_class_share") or 0.0, math.exp(last["information_maximisation"])
+    share = last.get("top_class_share") or 0.0
     if math.exp(last["diversity"]) < 1.05 or share > 0.99:
         return [
             "every target image, or nearly every, gets the same answer: the features have collapsed; try another "
             "--seed, a lower -lr or more steps."
         ]
     found = []
-    if apart < num_classes / 2:
+    if too_few(last, num_classes):
         found.append(
-            f"the answers on the target tell as few as {apart:.1f} of {num_classes} classes apart (exp of "
-            f"information_maximisation): they are unsure (entropy {last['entropy']:.2f}) or have run together "
+            f"the answers on the target tell as few as {classes_told_apart(last):.1f} of {num_classes} classes apart "
+            f"(exp of information_maximisation): they are unsure (entropy {last['entropy']:.2f}) or have run together "
             f"(diversity {last['diversity']:.2f}, at most {math.log(num_classes):.2f}); check some by hand."
         )
     if share > max(0.6, 2 / num_classes):

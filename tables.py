@@ -3,19 +3,13 @@
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from model import ARCHITECTURES
 from records import BENCHMARK, CITED, HOSTILE, MEMORY, RESULT, SHARE, SOAK, check_values, read_json
-from signs import SIGNS
-from strong import TEACHER_SIGNS
 from utils import UserError, shown
 
-LOW_IS_GOOD = ("entropy",)  # of the label-free signs; the others should be high
 VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers")  # within a cell of a table
 MODES, TARGETS = ("source", "dann", "target"), ("svhn", "usps")
 
@@ -43,17 +37,6 @@ PUBLISHED = {
     ("target", "svhn"): 0.93466,
     ("target", "usps"): 0.98992,
 }
-
-# The ablation of recipe strong: words, recipe, mode, parts left out.
-LADDER = [
-    ("source", "paper", "source", ()),
-    ("+ augmentation", "strong", "source", ("neighbours",)),
-    ("+ neighbours", "strong", "source", ()),
-    ("+ adversarial (DANN)", "strong", "dann", ("teacher",)),
-    ("+ teacher: everything", "strong", "dann", ()),
-    ("everything but adversarial", "strong", "dann", ("adversarial",)),
-    ("everything but augmentation", "strong", "dann", ("augmentation",)),
-]
 
 
 def read_results(folder: Path) -> Cells:
@@ -167,92 +150,6 @@ def footnotes(cells: Cells) -> list[str]:
         f"Measured on {devices}, torch {torches}; every run's json, with its command, is in `results/`.",
     ]
     return "\n\n".join(notes).splitlines()
-
-
-def ladder_table(cells: Cells) -> list[str]:
-    """What each part of recipe strong is worth; before any run that leaves parts out, how to get there."""
-    if not any(cell.recipe == "strong" for cell in cells):
-        return []
-    if not any(cell.without for cell in cells):
-        return [
-            "What each part of recipe `strong` is worth, and which label-free sign ranks them best, stand here once "
-            '`bash reproduce.sh DATA_ROOT "0 1 2" ladder` has been run (30 runs).'
-        ]
-    rows = []
-    for words, recipe, mode, without in LADDER:
-        found = [cells.get(Cell(recipe, "small", mode, target, without), []) for target in TARGETS]
-        rows.append(f"| {words} | {' | '.join(accuracy_cell(results) for results in found)} | {seed_counts(found)} |")
-    return [
-        "What each part of recipe `strong` is worth: a row with + adds to the one above. With the "
-        "teacher comes what a run predicts with: its average, and the target's statistics of unaltered images.",
-        "",
-        f"| | {' | '.join(f'MNIST-M → {target.upper()}' for target in TARGETS)} | seeds |",
-        "|---|---|---|---|",
-        *rows,
-    ]
-
-
-def ladder_runs(cells: Cells) -> list[Result]:
-    """Every run of the ladder that logged the label-free signs."""
-    keys = [Cell(recipe, "small", mode, t, without) for _, recipe, mode, without in LADDER for t in TARGETS]
-    return [result for key in keys for result in cells.get(key, []) if result.get("signs")]
-
-
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's rho, None for fewer than three pairs or a constant."""
-    rho = pd.Series(a).rank().corr(pd.Series(b).rank()) if len(a) > 2 else math.nan
-    return None if math.isnan(rho) else float(rho)
-
-
-def sign_points(cells: Cells) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Sign -> target -> (sign, true accuracy) of each run of the ladder that has it."""
-    runs = ladder_runs(cells)
-    return {
-        sign: {
-            target: [
-                (value, run["target_val_accuracy"])
-                for run in runs
-                if run["args"]["target_file"] == target and (value := run["signs"].get(sign, run.get(sign))) is not None
-            ]
-            for target in TARGETS
-        }
-        for sign in ("source_val_accuracy", *SIGNS, *TEACHER_SIGNS)
-    }
-
-
-def signs_table(cells: Cells) -> list[str]:
-    """How each label-free sign ranks with the true accuracy over the ladder; no table for under four of its rungs.
-
-    The best first, by the mean of both targets in the direction that should be good.
-    """
-    rungs = {(run["args"]["train_mode"], *run["args"].get("without", ())) for run in ladder_runs(cells)}
-    if len(rungs) < 4:  # of two kinds of runs any sign that differs ranks well
-        return []
-    lines, points = [], sign_points(cells)
-    for sign, rho in rank_signs(points).items():
-        row = [f"{shown(rho[target], 2)} ({len(pairs)} runs)" for target, pairs in points[sign].items()]
-        lines.append(f"| {sign.replace('_', ' ')} | {'low' if sign in LOW_IS_GOOD else 'high'} | {' | '.join(row)} |")
-    return [
-        "Spearman's rank correlation of label-free signs with the true accuracy, over the runs of the ladder:",
-        "",
-        f"| sign | should be | {' | '.join(target.upper() for target in TARGETS)} |",
-        "|---|---|---|---|",
-        *lines,
-    ]
-
-
-def rank_signs(points: dict[str, dict[str, list[tuple[float, float]]]]) -> dict[str, dict[str, float | None]]:
-    """Spearman's rho of each sign by target, the sign that ranks best first; None where it is not defined."""
-    found = {
-        sign: {target: rank_correlation(*zip(*pairs, strict=True)) if pairs else None for target, pairs in by.items()}
-        for sign, by in points.items()
-    }
-
-    def worth(sign: str) -> float:
-        known = [rho for rho in found[sign].values() if rho is not None]
-        return (-1 if sign in LOW_IS_GOOD else 1) * statistics.mean(known) if known else -math.inf
-
-    return {sign: found[sign] for sign in sorted(found, key=worth, reverse=True)}
 
 
 # What ADAPTATION.md shows: words, and the names of the runs in results/ with a place for the target.

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from conftest import ended, same_tensors
 
+import ladder
 import records
 import report
-import tables
 from checkpoint import load_checkpoint
+from signs import COLLAPSE_SIGN
+from tables import read_results
 from utils import UserError
 
 PROJECT = Path(report.__file__).parent
@@ -286,11 +288,11 @@ def test_a_shipped_checkpoint_predicts_the_same_without_its_optimizer(
 def ladder_results(folder: Path) -> None:
     """Five rungs on USPS, two seeds each: entropy falls as the accuracy rises, diversity says nothing."""
     folder.mkdir()
-    for i, (_, recipe, mode, without) in enumerate(tables.LADDER[:5]):
+    for i, (_, recipe, mode, without) in enumerate(ladder.LADDER[:5]):
         for seed in range(2):
             content = result(mode, "usps", seed, 0.5 + 0.1 * i)
             content["args"] |= {"recipe": recipe, "without": list(without)}
-            content["signs"] = {"entropy": 1 - 0.1 * i, "diversity": 2.0}
+            content["signs"] = {"entropy": 1 - 0.1 * i, "diversity": 2.0, "information_maximisation": 1 + 0.3 * i}
             (folder / f"{i}_{seed}.json").write_text(json.dumps(content))
 
 
@@ -321,10 +323,22 @@ def test_signs_are_ranked_with_the_true_accuracy(tmp_path: Path) -> None:
     assert block.index("| entropy |") < block.index("| diversity |")  # the best first
 
 
+def test_the_page_says_which_runs_the_collapse_warning_names(tmp_path: Path) -> None:
+    ladder_results(tmp_path / "results")  # exp of information: 2.7, 3.7, 5.0 - 0.05, then above half of the classes
+    block = report.render(tmp_path / "results")
+    assert "it warns of 0 on SVHN and 6 on USPS (accuracy 0.500 to 0.700);" in block
+    assert "it is silent on 0 on SVHN and 4 on USPS (accuracy 0.800 to 0.900)." in block
+
+
+def test_the_collapse_warning_goes_by_the_sign_that_ranks_best_in_results() -> None:
+    ranked = ladder.rank_signs(ladder.sign_points(read_results(report.RESULTS)))
+    assert next(iter(ranked)) == COLLAPSE_SIGN
+
+
 def test_rank_correlation_is_spearmans() -> None:
-    assert tables.rank_correlation([1, 2, 3, 4], [1, 4, 9, 16]) == pytest.approx(1)
-    assert tables.rank_correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(0.8)  # 1 - 6 * 4 / (5 * 24)
-    assert tables.rank_correlation([1, 2], [1, 2]) is None
+    assert ladder.rank_correlation([1, 2, 3, 4], [1, 4, 9, 16]) == pytest.approx(1)
+    assert ladder.rank_correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(0.8)  # 1 - 6 * 4 / (5 * 24)
+    assert ladder.rank_correlation([1, 2], [1, 2]) is None
 
 
 def test_the_speed_table_states_what_the_benchmark_measured(tmp_path: Path) -> None:
