@@ -87,8 +87,8 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--recipe",
         choices=tuple(RECIPES),
         default="paper",
-        help="paper: the algorithm of the paper, nothing added (default); strong: with augmentation, "
-        "and a teacher's pseudo-labels",
+        help="paper: the algorithm of the paper, nothing added (default); strong: with augmentation "
+        "and the pseudo-labels of a teacher",
     )
     length.add_argument(
         "--without",
@@ -225,8 +225,9 @@ def complete(parser: argparse.ArgumentParser, argv: list[str] | None) -> argpars
 
 
 def parts_of(args: argparse.Namespace) -> set[str]:
-    """Parts of the recipe that the mode has and --without does not name."""
-    return set(RECIPES[args.recipe].parts) & parts_of_mode(args.train_mode) - set(args.without)
+    """Parts of the recipe that the mode has and --without does not name; neighbours are a part of the augmentation."""
+    without = set(args.without) | ({"neighbours"} if "augmentation" in args.without else set())
+    return set(RECIPES[args.recipe].parts) & parts_of_mode(args.train_mode) - without
 
 
 def parts_of_mode(mode: str) -> set[str]:

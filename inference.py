@@ -46,7 +46,7 @@ from utils import (
 
 SAMPLE = 64  # images, at least, by which the error of bfloat16 is measured
 SAFETY = 8.0  # an image is in doubt below this many times that error; a label cannot flip above twice its own
-CHUNK = 8192  # images in memory at a time, twice: one chunk is read while the last is predicted
+CHUNK = 8192  # images read at a time; up to three chunks are in memory, as one is read while another is predicted
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -30,8 +30,8 @@ def adversarial_losses(
 
     x_s, x_t: uint8 or float [B, 3, H, W] in 0..255, y_s: int64 [B], pseudo: labels int64 [B] and mask float [B] of x_t.
     Source and target pass BatchNorm apart: each is normalised by its own batch and keeps running statistics of its own.
-    L_d = -mean log p(d_i | f_i) over both domains; the reversal hands G_f the gradient -lambda_p dL_d/df. Source: arXiv
-    1505.07818, equations 9 and 13 to 15. L_u is times its weight.
+    L_d = -mean log p(d_i | f_i) over both domains, half of the paper's sum of a mean a domain; the reversal hands G_f
+    the gradient -lambda_p dL_d/df. Source: arXiv 1505.07818, equations 9 and 13 to 15. L_u is times its weight.
     """
     f_s, f_t = net.features(x_s, SOURCE), net.features(x_t, TARGET)  # [B, F] each
     z_s = net.label_classifier(f_s).float()  # [B, K]

@@ -72,6 +72,7 @@ class DomainBatchNorm2d(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.domain = TARGET
+        self.momentum = 0.1  # of the running statistics: the share of the newest batch
         self.synced = False  # whether a training batch is that of all processes together, see parallel.py
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
@@ -88,7 +89,7 @@ class DomainBatchNorm2d(nn.Module):
         mean, var = self.statistics(self.domain)
         if self.synced and self.training:
             return self.normalise_over_ranks(x, mean, var)
-        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training)
+        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum)
 
     def normalise_over_ranks(self, x: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
         """BatchNorm by mean and variance of the equal shares of all ranks; the gradient flows through both of them."""
@@ -101,8 +102,8 @@ class DomainBatchNorm2d(nn.Module):
         var = square - mean.square()
         with torch.no_grad():
             count = world * x.numel() / len(mean)
-            running_mean.lerp_(mean, 0.1)
-            running_var.lerp_(var * (count / (count - 1)), 0.1)
+            running_mean.lerp_(mean, self.momentum)
+            running_var.lerp_(var * (count / (count - 1)), self.momentum)
         scale = self.weight * torch.rsqrt(var + 1e-5)
         shift = self.bias - mean * scale
         return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)

@@ -31,6 +31,7 @@ from tables import (
 )
 from utils import Parser, UserError, atomic_path, run_script, save_checkpoint, shown
 
+MAY_DIFFER = ("lambda_max", "max_steps", "epochs", "val_period", "device", "precision", "topk")  # in a gain
 RESULTS = Path(__file__).resolve().parent / "results"
 SHIPPED = Path(__file__).resolve().parent / "checkpoint"
 BEGIN, END = "<!-- results: begin, by report.py -->", "<!-- results: end -->"
@@ -124,7 +125,7 @@ def compare(runs: list[Path]) -> str:
         )
     text = align(rows)
     by_mode = {result["args"]["train_mode"]: result["target_val_accuracy"] for result in results.values()}
-    alike = not {"target_file", "arch", "recipe", "seed"} & set(differing)
+    alike = set(differing) <= {"train_mode", *MAY_DIFFER}
     if alike and len(results) == len(by_mode) and None not in [by_mode.get("source"), by_mode.get("dann")]:
         text += f"\nadaptation gained {by_mode['dann'] - by_mode['source']:+.4f} on the target"
         if by_mode.get("target"):

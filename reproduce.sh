@@ -16,6 +16,12 @@ data_root=$1
 seeds=${2:-0 1 2}
 parts=" ${*:3} "
 [ "$parts" = "  " ] && parts=" paper strong ladder "
+for part in $parts; do
+    case $part in
+        paper | strong | ladder | adaptation) ;;
+        *) refuse "there is no part $part; the parts are paper, strong, ladder and adaptation." ;;
+    esac
+done
 python=${PYTHON:-python}
 cd -- "$(dirname -- "$0")"
 for domain in mnistm svhn usps; do

@@ -25,13 +25,17 @@ from utils import UserError, remove_parts, save_checkpoint, versions
 
 @dataclass
 class Data:
-    """What a mode reads: `labelled` trains G_y, `unlabelled` (dann only) has no label, the rest is for measuring."""
+    """What a mode reads: `labelled` trains G_y, `unlabelled` (dann only) has no label, the rest is for measuring.
+
+    target_sample: of a target without a labelled val set, images on which what needs no label is measured.
+    """
 
     classes: list[str]
     labelled: Domain
     unlabelled: Domain | None
     source_val: Domain | None
     target_val: Domain | None
+    target_sample: Domain | None = None
 
 
 @dataclass

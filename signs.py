@@ -32,13 +32,15 @@ def soft_neighbourhood_density(p: Tensor, temperature: float = 0.05) -> float:
 
 
 def label_free_signs(p: Tensor, limit: int = 2000) -> dict[str, float]:
-    """All signs of probabilities [N, K]; of the first `limit` images, as the density compares each with each.
+    """All signs of probabilities [N, K]; of `limit` images at most, as the density compares each with each.
+
+    They are spread over all N: the first ones of a folder may all be of one class.
 
     entropy: mean over images, low where the answers are sure. diversity: entropy of the mean answer, log K where all
     classes are answered alike, 0 when a single one is. information_maximisation: diversity - entropy, the mutual
     information of image and answer (Gomes et al., NIPS 2010). soft_neighbourhood_density: see there.
     """
-    p = p[:limit].double()
+    p = p[:: -(-len(p) // limit)].double()
     sure, spread = entropy(p).mean().item(), entropy(p.mean(0)).item()
     return {
         "entropy": sure,
@@ -62,20 +64,12 @@ def classes_told_apart(signs: dict[str, Any]) -> float:
 
 
 def too_few(signs: dict[str, Any], num_classes: int) -> bool:
-    """Whether the answers tell less than half of the classes apart."""
-    return classes_told_apart(signs) < num_classes / 2
-
-
-def warnings_of(lines: list[dict[str, Any]], num_classes: int, adversarial: bool) -> list[str]:
-    """What the lines of a finished run's metrics.jsonl give cause to doubt, a sentence each; no label is used.
-
-    adversarial: whether the run was to align the domains.
-    """
-    return collapse(lines[-1], num_classes) + (idle_adversary(lines) if adversarial else [])
+    """Whether the answers tell less than half of the classes apart, of two or three classes less than 1.5."""
+    return classes_told_apart(signs) < max(1.5, num_classes / 2)
 
 
 def collapse(last: dict[str, Any], num_classes: int) -> list[str]:
-    """Whether the answers of the last line tell the classes apart.
+    """What the last line of metrics.jsonl gives cause to doubt in the answers, a sentence each; no label is used.
 
     By the answers themselves first: those of a network that is unsure of everything spread their probabilities and
     still may name one class alone.
@@ -95,7 +89,7 @@ def collapse(last: dict[str, Any], num_classes: int) -> list[str]:
             f"(exp of information_maximisation): they are unsure (entropy {last['entropy']:.2f}) or have run together "
             f"(diversity {last['diversity']:.2f}, at most {math.log(num_classes):.2f}); check some by hand."
         )
-    if share > max(0.6, 2 / num_classes):
+    if share > max(0.6, min(0.9, 2 / num_classes)):
         found.append(
             f"one class gets {share:.0%} of the answers on the target: unless the target is like that, classes have "
             "merged; compare another --seed."
@@ -103,13 +97,17 @@ def collapse(last: dict[str, Any], num_classes: int) -> list[str]:
     return found
 
 
-def idle_adversary(lines: list[dict[str, Any]]) -> list[str]:
-    """Whether lambda or the domain classifier did nothing, or nothing of use, to align the domains.
+def idle_adversary(
+    lines: list[dict[str, Any]], distance_before: float | None = None, distance: float | None = None
+) -> list[str]:
+    """Whether lambda or the domain classifier did nothing, or nothing of use, to align the domains; by metrics.jsonl.
 
     A constant domain classifier has L_d = log 2 at best: far above, it is worse than none, and what it sends back is
-    noise.
+    noise. At log 2 it may have been fooled, as was wanted; the proxy A-distances before and after stand beside that.
     """
     guess, found = math.log(2), []
+    known = distance_before is not None and distance is not None
+    distances = f" (proxy A-distance {distance_before:.2f} before, {distance:.2f} after)" if known else ""
     if max(line["lambda"] for line in lines) < 1e-3:
         found.append(
             "lambda was 0 in every line, or nearly: nothing was adapted; use more steps, or a larger --lambda_max."
@@ -121,14 +119,14 @@ def idle_adversary(lines: list[dict[str, Any]]) -> list[str]:
         )
     elif min(line["L_d"] for line in lines) > guess - 0.003:
         found.append(
-            "the domain classifier never told the domains apart (L_d stayed at log 2 = 0.693): either they are "
-            "alike, or it does not learn and nothing was adapted; try a higher -lr."
+            "the domain classifier never told the domains apart (L_d stayed at log 2 = 0.693): either they are alike"
+            f"{distances}, or it does not learn; compare a run with a lower --lambda_max."
         )
     elif len(lines) > 2 and all(stands_still(line, guess) for line in lines[len(lines) // 2 :]):
         found.append(
             "the domain classifier no longer tells the domains apart (L_d is log 2 = 0.693 and its accuracy one half "
-            "since the middle of the run): either they are alike now, or it has stopped learning; compare "
-            "proxy_a_distance in result.json, which is near 0 where they are alike."
+            f"since the middle of the run): either they are alike now{distances}, or it has stopped learning; compare "
+            "a run with a lower --lambda_max."
         )
     return found
 

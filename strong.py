@@ -10,12 +10,13 @@
 
 import copy
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import DANN, TARGET, DomainBatchNorm2d
+from model import DANN, SOURCE, TARGET, DomainBatchNorm2d
 
 PARTS = ("augmentation", "neighbours", "adversarial", "teacher")
 TEACHER_SIGNS = ("pseudo_label_coverage", "teacher_agreement")  # label-free: shares of each batch, logged in training
@@ -41,13 +42,14 @@ def pseudo_label_loss(logits_t: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
 class Teacher:
     """Exponential moving average of the network's weights, which labels the target's unaltered images.
 
-    net: the average; it is what a run keeps and predicts with. Its BatchNorm statistics of the target are those of
-    unaltered images, its statistics of the source the network's own. Source: Tarvainen & Valpola, arXiv 1703.01780;
+    net: the average; it is what a run keeps and predicts with. Its BatchNorm statistics are those of unaltered images,
+    of the target by `label`, of the source by `meet_source`. Source: Tarvainen & Valpola, arXiv 1703.01780;
     for adaptation French et al., arXiv 1706.05208.
     """
 
     def __init__(self, net: DANN, decay: float, threshold: float) -> None:
         self.net = copy.deepcopy(net).requires_grad_(False).eval()
+        self.norms = [layer for layer in self.net.modules() if isinstance(layer, DomainBatchNorm2d)]
         self.decay, self.threshold = decay, threshold
 
     @torch.no_grad()
@@ -56,19 +58,29 @@ class Teacher:
 
         Sure is a probability above the threshold. Statistics of the target move with the batch.
         """
-        for layer in self.net.modules():
-            layer.training = isinstance(layer, DomainBatchNorm2d)  # statistics of this batch, but no dropout
+        for layer in self.norms:
+            layer.training = True  # statistics of this batch, but no dropout
         q = self.net(x_t, TARGET).float().softmax(1)  # [B, K]
         self.net.eval()
         confidence, labels = q.max(1)
         return labels, (confidence > self.threshold).float()
 
     @torch.no_grad()
+    def meet_source(self, batches: Iterable[Tensor]) -> None:
+        """Statistics of the source anew: the mean of those of unaltered batches, uint8 [B, 3, H, W] each.
+
+        Only to measure on the source, before a validation: those of its altered views would set the domains apart.
+        """
+        for k, x_s in enumerate(batches):
+            for layer in self.norms:
+                layer.training, layer.momentum = True, 1 / (k + 1)
+            self.net.features(x_s, SOURCE)
+        self.net.eval()
+        for layer in self.norms:
+            layer.momentum = 0.1
+
+    @torch.no_grad()
     def follow(self, net: nn.Module, step: int) -> None:
         """theta_teacher <- m theta_teacher + (1 - m) theta; m rises to `decay`, so that the start is soon forgotten."""
         m = min(self.decay, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(self.net.parameters()), list(net.parameters()), 1 - m)
-        own = dict(net.named_buffers())
-        for name, buffer in self.net.named_buffers():
-            if not name.endswith("_t"):
-                buffer.copy_(own[name])

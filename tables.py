@@ -53,13 +53,14 @@ def read_results(folder: Path) -> Cells:
     for key, found in cells.items():
         kinds = [
             {name: v for name, v in result["args"].items() if name not in VARYING and v}
-            | {name: result.get(name) for name in ("steps", "parameters", "precision", "device")}
+            | {name: result.get(name) for name in ("steps", "parameters", "precision")}
             for result in found
         ]
-        if any(kind != kinds[0] for kind in kinds):
+        differing = sorted({name for kind in kinds for name in kind | kinds[0] if kind.get(name) != kinds[0].get(name)})
+        if differing:
             raise UserError(
-                f"{folder} has results of {key.recipe} {key.arch} {key.mode} {key.target} whose arguments differ in "
-                "more than the seed; keep one kind."
+                f"{folder} has results of {key.recipe} {key.arch} {key.mode} {key.target} that differ in "
+                f"{', '.join(differing)}; keep one kind and delete the others."
             )
     return {key: sorted(found, key=lambda result: result["seed"]) for key, found in cells.items()}
 
@@ -142,8 +143,8 @@ def footnotes(cells: Cells) -> list[str]:
         if (found := cells.get(Cell("paper", "small", "dann", target)))
     ]
     notes = [
-        "Mean ± standard deviation over the seeds and the worst seed, on the target's val set, which no choice was "
-        f"made on; checkpoint: {selects} step. Binomial error of one dann accuracy: {', '.join(errors) or '-'}.",
+        "Mean ± standard deviation over the seeds and the worst seed, on the target's val set, on which nothing was "
+        f"chosen but the sign that the collapse warning goes by; checkpoint: {selects} step. Binomial error of one dann accuracy: {', '.join(errors) or '-'}.",
         "Proxy A-distance: 2 (1 − 2 err) of a linear classifier between the domains' held-out features; 0: not to be "
         "told apart, 2: perfectly. Before adaptation: the `source` rows; of `small`, untrained: "
         f"{' / '.join(untrained)}.",
@@ -192,7 +193,7 @@ def evidence_table(folder: Path) -> list[str]:
                 [result.get("source_val_accuracy") for result in results],
                 [result["proxy_a_distance"].get("trained") for result in results],
                 [(result.get("losses") or {}).get("L_d") for result in results],
-                [(result.get("signs") or result).get("information_maximisation") for result in results],
+                [(result.get("signs") or {}).get("information_maximisation") for result in results],
             ]
             cells = [known_spread(column, digits) for column, digits in zip(columns, (3, 2, 3, 3), strict=True)]
             lines.append(

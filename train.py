@@ -4,9 +4,9 @@
 
 Modes: `source` trains on source labels only, `dann` adapts to the target's
 images without reading a target label (domain-adversarial training, arXiv
-1505.07818), `target` trains on target labels, the upper bound.
+1505.07818), `target` trains on target labels, for comparison.
 On the real digits and 2 cores, `dann` takes about four minutes (recipe
-strong: six to nine), `source` and `target` one to two; the accuracies to
+strong: eight to ten), `source` and `target` one to two; the accuracies to
 expect stand in the README's table.
 Writes a run folder: args.json, metrics.jsonl, last.pt, the figures curves.png,
 confusion.png and mistakes.png and, when all is done, result.json.
@@ -36,7 +36,7 @@ from parallel import Ranks, join
 from plots import draw_confusion, draw_curves, draw_mistakes
 from records import RunLog, read_json, write_json
 from runs import Data, Run, check_same_run, fingerprint, locked, make_folder, open_folder, plain_args, restore, save_run
-from signs import SIGNS, label_free_signs, top_class_share, warnings_of
+from signs import SIGNS, collapse, idle_adversary, label_free_signs, top_class_share
 from strong import TEACHER_SIGNS, Teacher, ramp
 from utils import (
     InterruptFlag,
@@ -54,6 +54,7 @@ from utils import (
 
 ALONE = Ranks()
 SIGN_IMAGES = 2000  # of a target without a labelled val set, on which what needs no label is measured
+SOURCE_BATCHES = 20  # the last ones, on which a teacher's statistics of the source are measured
 LOGGED = ("L_y", "L_d", "L_u", "domain_accuracy", *TEACHER_SIGNS)  # means of the steps
 
 
@@ -83,26 +84,45 @@ def load_data(args: argparse.Namespace) -> Data:
     if len(classes) < 2:
         raise UserError(f"{listing.origin} has the single class {classes[0]!r}; a classifier needs two or more.")
 
-    def read(domain: str, split: str, names: list[str] | None) -> Domain | None:
+    def read(domain: str, split: str, names: list[str] | None, limit: int | None = None) -> Domain | None:
         found = list_split(args.data_root, domain, split, with_labels=names is not None)
         if found is None:
             return None
         if names is not None:
-            found = drop_foreign_labels(found, names)
+            if domain != labelled_name and domain != args.source_file:  # those of a target may sort by anything
+                found = drop_foreign_labels(found, names)
             if found.labels is None:
                 return None
+        if limit:
+            found = found.of(evenly(len(found.names), limit))
         return read_domain(found, names, args.size, args.num_workers, f"read {domain} {split}")
 
     labelled = read_domain(listing, classes, args.size, args.num_workers, f"read {labelled_name} train")
     unlabelled = read(args.target_file, "train", None) if args.train_mode == "dann" else None
     source_val = read(args.source_file, "val", classes) if args.train_mode != "target" else None
     target_val = read(args.target_file, "val", classes) if args.target_file else None
+    sample = None
+    if target_val is None and unlabelled is not None:
+        sample = some_of(unlabelled)
+    elif target_val is None and args.target_file and args.train_mode == "source":
+        sample = read(args.target_file, "train", None, SIGN_IMAGES)
     wanted = {"source_val": source_val, "target_val": target_val}
     if wanted.get(args.select, labelled) is None:
         domain = args.source_file if args.select == "source_val" else args.target_file
         where = args.data_root / domain / "val.csv" if domain else "val.csv of a --target_file"
         raise UserError(f"--select {args.select} needs a labelled {where}; use --select last.")
-    return Data(classes, labelled, unlabelled, source_val, target_val)
+    return Data(classes, labelled, unlabelled, source_val, target_val, sample)
+
+
+def evenly(count: int, limit: int) -> list[int]:
+    """Rows of `limit` images at most, spread over all of `count`: the first ones may all be of one class."""
+    return list(range(0, count, -(-count // limit)))
+
+
+def some_of(domain: Domain) -> Domain:
+    """Some images of a target without labels, to measure on."""
+    rows = evenly(len(domain), SIGN_IMAGES)
+    return Domain(domain.images[rows], None, [domain.names[i] for i in rows])
 
 
 # The run
@@ -142,7 +162,7 @@ def start_run(args: argparse.Namespace, folder: Path, data: Data, device: torch.
     if args.resume and (folder / "last.pt").exists():
         restore(run, load_checkpoint(folder / "last.pt"))
     elif ranks.main:
-        target = data.target_val or some_of(data.unlabelled)
+        target = data.target_val or data.target_sample
         run.distance_before = domain_distance(answers(net, data.source_val, SOURCE), answers(net, target))
         arguments = {**plain_args(args), "total_steps": total_steps, "classes": data.classes}
         write_json(folder / "args.json", arguments)
@@ -205,6 +225,9 @@ def train(run: Run, log: RunLog | None, began: float) -> bool:
                 means = {name: value.item() / (run.step - since) for name, value in totals.items()}
                 run.training_seconds += time.monotonic() - mark
                 check_finite(run, {**totals, "a weight": weight_sum(run.predictor)}, lr)
+                if run.teacher:
+                    steps = range(max(0, run.step - SOURCE_BATCHES), run.step)
+                    run.teacher.meet_source(labelled(step)[0] for step in steps)
                 line = validate(run, means, p, lambda_p, lr, run.seconds_before + time.monotonic() - began)
                 log.write(line)
                 progress.say(summary(line, run.total_steps))
@@ -239,7 +262,7 @@ def validate(run: Run, means: dict[str, float], p: float, lambda_p: float, lr: f
     """One line of metrics.jsonl; None (null) for what was not measured.
 
     Losses and shares are means since the last line; p, lambda and lr those of the step just done. The label-free signs
-    are of the target's val images or, where those have no labels, of the first of its train images.
+    are of the target's val images or, where those have no labels, of some of its train images.
     """
     measure(run)
     run.measured_step = run.step
@@ -266,13 +289,8 @@ def measure(run: Run) -> None:
     run.measured = {
         "source_val": answers(run.predictor, data.source_val, SOURCE),
         "target_val": target_val,
-        "target": target_val or answers(run.predictor, some_of(data.unlabelled)),
+        "target": target_val or answers(run.predictor, data.target_sample),
     }
-
-
-def some_of(domain: Domain | None) -> Domain | None:
-    """The first images of a target that has no labelled val set, to measure the label-free signs and distance on."""
-    return Domain(domain.images[:SIGN_IMAGES], None, domain.names[:SIGN_IMAGES]) if domain else None
 
 
 def describe(losses: dict[str, Tensor], lambda_p: float, run: Run, mark: float) -> str:
@@ -318,7 +336,9 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
         "target_val": run.data.target_val,
     }
     lines = [line for line in log.lines if line["step"] <= selected["step"]]
-    warnings = warnings_of(lines, len(run.data.classes), "adversarial" in parts_of(run.args)) if lines else []
+    warnings = collapse(lines[-1], len(run.data.classes)) if lines else []
+    if lines and "adversarial" in parts_of(run.args):
+        warnings += idle_adversary(lines, run.distance_before, after)
     for sentence in warnings:
         print(f"warning: {sentence}")
     result = {

@@ -187,6 +187,10 @@ def test_reproduce_makes_the_runs_behind_the_page_from_data_with_shifted_shares(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (
+            [".", "0", "laddder"],
+            "reproduce.sh: there is no part laddder; the parts are paper, strong, ladder and adaptation.",
+        ),
         ([], "reproduce.sh: name the folder of the real digits: bash reproduce.sh DATA_ROOT [SEEDS [PART ...]]"),
         (
             ["nowhere"],
@@ -194,7 +198,7 @@ def test_reproduce_makes_the_runs_behind_the_page_from_data_with_shifted_shares(
         ),
     ],
 )
-def test_reproduce_without_the_digits_is_refused_in_one_sentence(words: list[str], sentence: str) -> None:
+def test_reproduce_refuses_what_it_cannot_run_in_one_sentence(words: list[str], sentence: str) -> None:
     done = subprocess.run(["bash", PROJECT / "reproduce.sh", *words], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{sentence}\n")
 

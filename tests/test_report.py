@@ -139,6 +139,29 @@ def test_runs_are_compared_in_a_table_that_names_what_differs(dann_run: Path, tm
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_gain_is_stated_only_for_runs_that_differ_in_nothing_else(dann_run: Path, tmp_path: Path) -> None:
+    content = json.loads((dann_run / "result.json").read_text())
+    for name, size in (("alike", 28), ("other", 40)):
+        (tmp_path / name).mkdir()
+        changed = content | {"args": content["args"] | {"train_mode": "source", "size": size}}
+        (tmp_path / name / "result.json").write_text(json.dumps(changed))
+        (tmp_path / name / "metrics.jsonl").write_text((dann_run / "metrics.jsonl").read_text())
+    assert "\nadaptation gained +0.0000 on the target" in report.main([str(tmp_path / "alike"), str(dann_run)])["table"]
+    assert "gained" not in report.main([str(tmp_path / "other"), str(dann_run)])["table"]
+
+
+def test_a_cell_takes_seeds_of_several_machines_and_no_two_kinds_of_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    write_results(folder)
+    first, second, *_ = sorted(folder.glob("dann_*.json"))
+    content = json.loads(first.read_text())
+    second.write_text(json.dumps(json.loads(second.read_text()) | {"device": "cpu (another)"}))
+    assert "cpu (another)" in report.render(folder)
+    second.write_text(json.dumps(content | {"seed": 99, "steps": 7, "precision": "float16"}))
+    with pytest.raises(UserError, match="differ in precision, steps; keep one kind and delete the others"):
+        report.render(folder)
+
+
 def with_value(content: dict[str, Any], key: str, value: Any) -> str:
     """JSON of `content` with another value at a dotted key."""
     changed = json.loads(json.dumps(content))

@@ -12,7 +12,7 @@ from PIL import Image
 
 import train
 from model import DANN
-from signs import SIGNS, label_free_signs, soft_neighbourhood_density, top_class_share, warnings_of
+from signs import SIGNS, collapse, idle_adversary, label_free_signs, soft_neighbourhood_density, top_class_share
 
 
 def test_sure_and_even_answers_have_all_the_information() -> None:
@@ -61,8 +61,9 @@ def line(**changed: float) -> dict[str, float]:
 
 
 def test_a_sound_run_gives_no_warning() -> None:
-    assert warnings_of([line(), line(L_d=0.69)], 10, adversarial=True) == []
-    assert warnings_of([{"diversity": None, "lambda": 0.0, "L_d": None}], 10, adversarial=False) == []
+    lines = [line(), line(L_d=0.69)]
+    assert collapse(lines[-1], 10) + idle_adversary(lines) == []
+    assert collapse({"diversity": None, "lambda": 0.0, "L_d": None}, 10) == []
 
 
 @pytest.mark.parametrize(
@@ -77,8 +78,37 @@ def test_a_sound_run_gives_no_warning() -> None:
     ],
 )
 def test_what_goes_wrong_is_said_in_plain_words(lines: list[dict[str, float]], sentence: str) -> None:
-    (found,) = warnings_of(lines, 10, adversarial=True)
+    (found,) = collapse(lines[-1], 10) + idle_adversary(lines)
     assert sentence in found
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"entropy": 0.6, "diversity": 0.69}, "tell as few as 1.1 of 2 classes apart"),
+        ({"diversity": 0.69, "top_class_share": 0.96}, "one class gets 96% of the answers"),
+    ],
+)
+def test_two_classes_get_the_same_warnings_as_ten(changed: dict[str, float], sentence: str) -> None:
+    (found,) = collapse(line(**changed), 2)
+    assert sentence in found
+    assert collapse(line(diversity=math.log(2), top_class_share=0.7), 2) == []  # sure of both
+
+
+@pytest.mark.parametrize("losses", [[0.6931, 0.6929], [0.6, 0.6931, 0.6931, 0.6931]])
+def test_a_domain_classifier_that_guesses_is_reported_with_the_distances_that_tell_whether_it_was_fooled(
+    losses: list[float],
+) -> None:
+    lines = [line(L_d=loss) for loss in losses]
+    (told,) = idle_adversary(lines, 1.79, 0.44)
+    assert "(proxy A-distance 1.79 before, 0.44 after)" in told
+    (plain,) = idle_adversary(lines)
+    assert "proxy" not in plain
+
+
+def test_the_signs_of_images_in_the_order_of_their_classes_are_those_of_any_order() -> None:
+    ordered = torch.eye(10).repeat_interleave(600, 0)
+    assert label_free_signs(ordered)["diversity"] == pytest.approx(math.log(10))
 
 
 # Real runs that go wrong
@@ -157,7 +187,7 @@ def test_a_target_that_is_predicted_as_one_class_says_so_however_unsure_the_answ
 
 
 def test_a_target_of_which_most_is_predicted_as_one_class_says_so() -> None:
-    (found,) = warnings_of([line(top_class_share=0.8)], 10, adversarial=True)
+    (found,) = collapse(line(top_class_share=0.8), 10)
     assert "one class gets 80% of the answers" in found
 
 

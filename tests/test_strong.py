@@ -12,7 +12,7 @@ from conftest import QUICK, same_tensors
 
 import train
 from checkpoint import load_checkpoint
-from model import DANN, TARGET, DomainBatchNorm2d
+from model import DANN, SOURCE, TARGET, DomainBatchNorm2d
 from strong import Teacher, pseudo_label_loss, ramp
 from utils import UserError
 
@@ -64,7 +64,7 @@ def test_the_teacher_labels_with_the_averaged_weights_where_it_is_sure() -> None
     assert 0 < mask.mean() < 1 or q.max(1).values.min() > 0.15
 
 
-def test_the_teacher_follows_as_a_moving_average_and_keeps_its_own_target_statistics() -> None:
+def test_the_teacher_follows_as_a_moving_average_and_keeps_its_own_statistics() -> None:
     net, teacher = build(), Teacher(build(), 0.9, 0.5)
     before = {name: value.clone() for name, value in teacher.net.state_dict().items()}
     with torch.no_grad():
@@ -73,10 +73,8 @@ def test_the_teacher_follows_as_a_moving_average_and_keeps_its_own_target_statis
     teacher.follow(net, 10_000)
     after = teacher.net.state_dict()
     for name, value in before.items():
-        if name.endswith("_t"):
+        if name.endswith(("_s", "_t")):
             assert torch.equal(after[name], value)
-        elif name.endswith("_s"):
-            assert torch.equal(after[name], value + 1)
         else:
             torch.testing.assert_close(after[name], value + 0.1)
 
@@ -93,6 +91,39 @@ def test_the_teachers_target_statistics_are_those_of_unaltered_images() -> None:
         plain.features(x_t, TARGET)
     first = next(layer for layer in plain.modules() if isinstance(layer, DomainBatchNorm2d))
     torch.testing.assert_close(moved, first.statistics(TARGET)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_the_teachers_source_statistics_are_the_mean_over_unaltered_batches_whatever_they_were_before() -> None:
+    teacher, batches = Teacher(build(), 0.99, 0.5), [images(seed, count=32) for seed in (4, 5, 6)]
+    responses = []
+    name = next(name for name, layer in teacher.net.named_modules() if isinstance(layer, DomainBatchNorm2d))
+    before = teacher.net.get_submodule(f"{name.rpartition('.')[0]}.0")  # the convolution whose output it normalises
+    with torch.no_grad():
+        hook = before.register_forward_hook(lambda layer, inputs, output: responses.append(output.mean((0, 2, 3))))
+        for layer in teacher.norms:
+            layer.statistics(SOURCE)[0].add_(7)
+        targets = [layer.statistics(TARGET)[0].clone() for layer in teacher.norms]
+        teacher.meet_source(batches)
+        hook.remove()
+    torch.testing.assert_close(teacher.norms[0].statistics(SOURCE)[0], torch.stack(responses).mean(0))
+    assert all(torch.equal(old, layer.statistics(TARGET)[0]) for old, layer in zip(targets, teacher.norms, strict=True))
+    assert not any(module.training for module in teacher.net.modules())
+    assert {layer.momentum for layer in teacher.norms} == {0.1}
+
+
+def test_how_often_a_run_validates_changes_nothing_of_its_teacher(small_data: Path, tmp_path: Path) -> None:
+    runs = [strong_run(small_data, tmp_path / period, "--val_period", period) for period in ("3", "100")]
+    first, second = (load_checkpoint(Path(run["folder"]) / "last.pt") for run in runs)
+    assert same_tensors(first["model"], second["model"])
+
+
+def test_leaving_out_the_augmentation_leaves_out_its_neighbours(small_data: Path, tmp_path: Path) -> None:
+    runs = [
+        strong_run(small_data, tmp_path / str(len(parts)), "--max_steps", "2", "--without", *parts)
+        for parts in (["augmentation"], ["augmentation", "neighbours"])
+    ]
+    first, second = (load_checkpoint(Path(run["folder"]) / "last.pt") for run in runs)
+    assert same_tensors(first["model"], second["model"])
 
 
 @pytest.mark.parametrize("mode", ["source", "dann", "target"])

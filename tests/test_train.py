@@ -27,6 +27,7 @@ from losses import adversarial_losses
 from metrics import Answers, predict
 from model import DANN
 from records import read_metrics
+from signs import SIGNS
 from utils import UserError
 
 
@@ -626,6 +627,33 @@ def test_target_folders_that_are_no_classes_are_no_labels(small_data: Path, tmp_
     for split in ("train", "val"):
         shutil.copytree(small_data / "usps" / "data", root / "photos" / split / "camera1")
     outcome = run(root, tmp_path / "runs", "dann", "photos")
+    assert outcome["target_val_accuracy"] is None
+
+
+def test_a_class_folder_of_the_sources_val_that_is_no_class_is_refused(tmp_path: Path, small_data: Path) -> None:
+    for split, folders in (("train", ("ash", "birch")), ("val", ("Ash", "birch"))):
+        for folder in folders:
+            shutil.copytree(small_data / "usps" / "data", tmp_path / "scans" / split / folder)
+    with pytest.raises(UserError, match="label 'Ash' is not among the classes of the labelled domain"):
+        run(tmp_path, tmp_path / "runs", "source", "scans", "--source_file", "scans")
+
+
+@pytest.mark.parametrize("mode", ["source", "dann"])
+def test_signs_and_distance_of_a_target_without_labels_are_measured_on_images_spread_over_it(
+    mode: str, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mnistm").symlink_to(small_data / "mnistm")
+    shutil.copytree(small_data / "usps" / "data", tmp_path / "photos")
+    monkeypatch.setattr(train, "SIGN_IMAGES", 15)
+    args = train.parse_args(["--data_root", str(tmp_path), "--train_mode", mode, "--target_file", "photos"])
+    data = train.load_data(args)
+    every = sorted(path.name for path in (tmp_path / "photos").iterdir())
+    assert data.target_sample is not None
+    assert data.target_sample.names == every[:: -(-len(every) // 15)]
+    assert data.target_sample.labels is None
+    outcome = run(tmp_path, tmp_path / "runs", mode, "photos")
+    assert None not in [outcome["signs"][name] for name in SIGNS]
+    assert None not in outcome["proxy_a_distance"].values()
     assert outcome["target_val_accuracy"] is None
 
 
