@@ -41,9 +41,9 @@ def ladder_table(cells: Cells) -> list[str]:
         rows.append(f"| {words} | {' | '.join(accuracy_cell(results) for results in found)} | {seed_counts(found)} |")
     return [
         "What each part of recipe `strong` is worth: a row with + adds to the one above. Three of them bring more than "
-        "they say: + augmentation the recipe's steps, learning rate and weight decay, + adversarial BatchNorm statistics "
-        "of the target, + teacher the averaged weights, which predict from there on. Neighbours are a part of the "
-        "augmentation and are left out with it.",
+        "they say: + augmentation the recipe's steps, learning rate and weight decay, + adversarial BatchNorm "
+        "statistics of the target, + teacher the averaged weights, which predict from there on. Neighbours are a part "
+        "of the augmentation and are left out with it.",
         "",
         f"| | {' | '.join(f'MNIST-M → {target.upper()}' for target in TARGETS)} | seeds |",
         "|---|---|---|---|",

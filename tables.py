@@ -144,7 +144,8 @@ def footnotes(cells: Cells) -> list[str]:
     ]
     notes = [
         "Mean ± standard deviation over the seeds and the worst seed, on the target's val set, on which nothing was "
-        f"chosen but the sign that the collapse warning goes by; checkpoint: {selects} step. Binomial error of one dann accuracy: {', '.join(errors) or '-'}.",
+        f"chosen but the sign that the collapse warning goes by; checkpoint: {selects} step. "
+        f"Binomial error of one dann accuracy: {', '.join(errors) or '-'}.",
         "Proxy A-distance: 2 (1 − 2 err) of a linear classifier between the domains' held-out features; 0: not to be "
         "told apart, 2: perfectly. Before adaptation: the `source` rows; of `small`, untrained: "
         f"{' / '.join(untrained)}.",
