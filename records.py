@@ -85,7 +85,6 @@ RESULT = {
     "proxy_a_distance": {"untrained?": DISTANCE, "trained?": DISTANCE},
     "signs?": {"*?": NUMBER},
     "losses?": {"*?": NUMBER},
-    "information_maximisation?": NUMBER,
 }
 COMPARED = {
     **RESULT,

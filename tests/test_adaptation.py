@@ -60,7 +60,7 @@ def test_the_published_network_aligned_nothing_on_usps_and_did_worse_than_source
 def test_information_orders_the_rows_as_accuracy_does(target: str) -> None:
     rows = []
     for words in ("`source`", "`dann`, lambda to 0.2 (default)", "`dann`, network `published`"):
-        signs = [result.get("signs", result).get("information_maximisation") for result in runs(words, target)]
+        signs = [result.get("signs", {}).get("information_maximisation") for result in runs(words, target)]
         known = [value for value in signs if value is not None]
         if known:
             rows.append((statistics.mean(known), accuracy(words, target)))
@@ -68,11 +68,24 @@ def test_information_orders_the_rows_as_accuracy_does(target: str) -> None:
     assert sorted(rows) == sorted(rows, key=lambda row: row[1])
 
 
-@pytest.mark.parametrize("target", tables.TARGETS)
-def test_a_lower_distance_is_not_always_better(target: str) -> None:
+def test_a_lower_distance_is_not_always_better() -> None:
+    plain, strong = "`dann`, shifted shares", "`dann --recipe strong`, shifted shares"
+    assert min(distances(strong, "usps")) > max(distances(plain, "usps"))
+    assert accuracy(strong, "usps") > accuracy(plain, "usps") + 0.3
     plain, strong = "`dann`, lambda to 0.2 (default)", "`dann --recipe strong`"
-    assert min(distances(strong, target)) > max(distances(plain, target))
-    assert min(result["target_val_accuracy"] for result in runs(strong, target)) > accuracy(plain, target)
+    assert abs(statistics.mean(distances(strong, "svhn")) - statistics.mean(distances(plain, "svhn"))) < 0.1
+    assert accuracy(strong, "svhn") > accuracy(plain, "svhn") + 0.2
+
+
+def test_a_domain_loss_that_stayed_at_log_2_was_warned_of_in_three_runs_that_adapted_well() -> None:
+    for result in runs("`dann`, lambda to 1", "usps"):
+        assert any("never told the domains apart" in sentence for sentence in result["warnings"])
+        assert result["target_val_accuracy"] > 0.97
+
+
+def test_recipe_strong_ends_with_the_domain_losses_that_the_page_states() -> None:
+    losses = [statistics.mean(result["losses"]["L_d"] for result in runs(STRONG, target)) for target in tables.TARGETS]
+    assert losses == [pytest.approx(0.46, abs=0.005), pytest.approx(0.52, abs=0.005)]
 
 
 def test_source_accuracy_hardly_differs_where_target_accuracy_does() -> None:
