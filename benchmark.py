@@ -221,7 +221,7 @@ class BareStep:
     def step(self) -> None:
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             found = adversarial_losses(self.net, self.x_s, self.y_s, self.x_t, 0.1)
-        train_step(self.net, self.optimizer, found)
+        train_step(self.optimizer, found)
 
     def rate(self, steps: int) -> float:
         began = time.perf_counter()

@@ -49,7 +49,7 @@ def adversarial_losses(
     return losses
 
 
-def train_step(net: DANN, optimizer: torch.optim.Optimizer, losses: dict[str, Tensor]) -> None:
+def train_step(optimizer: torch.optim.Optimizer, losses: dict[str, Tensor]) -> None:
     """One update of theta_f, theta_y and theta_d on the sum of the losses."""
     loss = torch.stack([value for name, value in losses.items() if name.startswith("L_")]).sum()
     optimizer.zero_grad(set_to_none=True)

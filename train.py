@@ -208,7 +208,7 @@ def train(run: Run, log: RunLog | None, began: float) -> bool:
                 x_t = views(x_t, paste=False) if x_t is not None else None
             with autocast:
                 losses = losses_of(x, y, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end))
-            train_step(run.net, run.optimizer, losses)
+            train_step(run.optimizer, losses)
             if run.teacher:
                 run.teacher.follow(run.net, run.step)
             run.step += 1

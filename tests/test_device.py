@@ -29,9 +29,10 @@ def test_a_whole_step_runs_where_its_data_is_without_reading_a_value(arch: str, 
         pseudo = teacher.label(x_t)
         x_s, x_t = views(x_s, paste=True), views(x_t, paste=False)
     losses = Step(net)(x_s, y_s, x_t, 0.5, pseudo, 0.5)
-    train_step(net, optimizer, losses)
+    train_step(optimizer, losses)
     if strong:
         teacher.follow(net, 3)
+        teacher.meet_source([x_s])
     assert {value.device.type for value in losses.values()} == {"meta"}
     assert all(p.grad is not None and p.grad.device.type == "meta" for p in parameters)
 

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 
 import train
 from model import DANN
+from runs import Run
 from signs import SIGNS, collapse, idle_adversary, label_free_signs, soft_neighbourhood_density, top_class_share
 
 
@@ -122,12 +124,17 @@ class Spoilt:
         self.monkeypatch = monkeypatch
 
     def warnings(self, before_step: Callable[[DANN, int], None], *more: str) -> list[str]:
-        original, number = train.train_step, itertools.count()
+        start, step, number, started = train.start_run, train.train_step, itertools.count(), []
 
-        def spoilt(net: DANN, optimizer: torch.optim.Optimizer, losses: dict[str, torch.Tensor]) -> None:
-            original(net, optimizer, losses)
-            before_step(net, next(number))
+        def noted(*args: Any) -> Run:
+            started.append(start(*args))
+            return started[-1]
 
+        def spoilt(optimizer: torch.optim.Optimizer, losses: dict[str, torch.Tensor]) -> None:
+            step(optimizer, losses)
+            before_step(started[-1].net, next(number))
+
+        self.monkeypatch.setattr(train, "start_run", noted)
         self.monkeypatch.setattr(train, "train_step", spoilt)
         return train.main([*self.arguments, "--train_mode", "dann", "--val_period", "2", *more])["warnings"]
 

@@ -127,7 +127,7 @@ def test_a_step_uses_the_gradient_of_that_step_alone() -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     grads = []
     for _ in range(2):
-        train.train_step(net, optimizer, adversarial_losses(net, x_s, y_s, x_t, 1.0))
+        train.train_step(optimizer, adversarial_losses(net, x_s, y_s, x_t, 1.0))
         grads.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
     for first, second in zip(*grads, strict=True):
         torch.testing.assert_close(first, second)
@@ -156,7 +156,7 @@ def test_a_dann_step_moves_all_three_parts() -> None:
     net, (x_s, y_s, x_t) = build(), batch()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     optimizer = train.build_optimizer(net, "dann", flags.RECIPES["paper"])
-    train.train_step(net, optimizer, adversarial_losses(net, x_s, y_s, x_t, 1.0))
+    train.train_step(optimizer, adversarial_losses(net, x_s, y_s, x_t, 1.0))
     for part in ("feature_extractor", "label_classifier", "domain_classifier"):
         assert any(not torch.equal(before[name], p) for name, p in net.named_parameters() if name.startswith(part))
 
@@ -688,10 +688,10 @@ def test_weights_that_overflow_in_a_step_of_finite_losses_are_not_saved(
 ) -> None:
     step, numbers = train.train_step, iter(range(1, 100))
 
-    def overflowing(net: DANN, *args: Any) -> None:
-        step(net, *args)
+    def overflowing(optimizer: torch.optim.Optimizer, losses: dict[str, torch.Tensor]) -> None:
+        step(optimizer, losses)
         if next(numbers) == 12:  # the last one: no loss will show it
-            list(net.parameters())[-1].data[0] = float("inf")
+            optimizer.param_groups[0]["params"][-1].data[0] = float("inf")
 
     monkeypatch.setattr(train, "train_step", overflowing)
     with pytest.raises(UserError) as refusal:
