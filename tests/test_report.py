@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ import ladder
 import records
 import report
 from checkpoint import load_checkpoint
-from signs import COLLAPSE_SIGN
-from tables import read_results
+from signs import COLLAPSE_SIGN, too_few
+from tables import Cell, read_results
 from utils import UserError
 
 PROJECT = Path(report.__file__).parent
@@ -356,6 +358,50 @@ def test_the_page_says_which_runs_the_collapse_warning_names(tmp_path: Path) -> 
 def test_the_collapse_warning_goes_by_the_sign_that_ranks_best_in_results() -> None:
     ranked = ladder.rank_signs(ladder.sign_points(read_results(report.RESULTS)))
     assert next(iter(ranked)) == COLLAPSE_SIGN
+
+
+def rungs(target: str) -> dict[str, list[dict[str, Any]]]:
+    """Results of the ladder's rungs on a target, by their words."""
+    cells = read_results(report.RESULTS)
+    return {
+        words: cells[Cell(recipe, "small", mode, target, without)] for words, recipe, mode, without in ladder.LADDER
+    }
+
+
+def means(target: str, value: Callable[[dict[str, Any]], float]) -> dict[str, float]:
+    return {words: statistics.mean(value(run) for run in runs) for words, runs in rungs(target).items()}
+
+
+EVERYTHING, NO_ADVERSARY, NO_VIEWS = (
+    "+ teacher: everything",
+    "everything but adversarial",
+    "everything but augmentation",
+)
+
+
+def test_the_ladder_holds_what_the_readme_says_of_the_parts() -> None:
+    svhn, usps = (means(target, lambda run: run["target_val_accuracy"]) for target in ("svhn", "usps"))
+    lost = {words: svhn[EVERYTHING] - svhn[words] for words in (NO_ADVERSARY, NO_VIEWS, "+ adversarial (DANN)")}
+    assert sorted(lost, key=lost.__getitem__) == [NO_ADVERSARY, "+ adversarial (DANN)", NO_VIEWS]
+    assert 0.2 < lost[NO_VIEWS] / svhn[EVERYTHING] < 0.3
+    assert abs(usps["+ augmentation"] - usps[EVERYTHING]) < 0.01
+    for target, found in (("svhn", svhn), ("usps", usps)):
+        seeds = [run["target_val_accuracy"] for run in rungs(target)[EVERYTHING]]
+        assert abs(found[NO_ADVERSARY] - found[EVERYTHING]) < 2 * statistics.stdev(seeds)
+        assert all(run["signs"]["pseudo_label_coverage"] > 0.99 for run in rungs(target)[NO_VIEWS])
+
+
+def test_the_signs_fail_where_the_readme_says_they_fail() -> None:
+    information = means("svhn", lambda run: run["signs"][COLLAPSE_SIGN])
+    accuracy = means("svhn", lambda run: run["target_val_accuracy"])
+    adapted = [words for words, _, mode, _ in ladder.LADDER if mode == "dann"]
+    assert min(adapted, key=accuracy.__getitem__) == NO_VIEWS == max(adapted, key=information.__getitem__)
+    assert not any(too_few(run["signs"], 10) for run in rungs("svhn")[NO_VIEWS])
+    for words in ("+ augmentation", "+ neighbours"):
+        assert all(too_few(run["signs"], 10) and run["target_val_accuracy"] > 0.6 for run in rungs("svhn")[words])
+    ranked = ladder.rank_signs(ladder.sign_points(read_results(report.RESULTS)))
+    for sign in ("source_val_accuracy", "teacher_agreement", "pseudo_label_coverage"):
+        assert (ranked[sign]["svhn"] or 0) < -0.3
 
 
 def test_rank_correlation_is_spearmans() -> None:
