@@ -225,9 +225,8 @@ def complete(parser: argparse.ArgumentParser, argv: list[str] | None) -> argpars
 
 
 def parts_of(args: argparse.Namespace) -> set[str]:
-    """Parts of the recipe that the mode has and --without does not name; neighbours are a part of the augmentation."""
-    without = set(args.without) | ({"neighbours"} if "augmentation" in args.without else set())
-    return set(RECIPES[args.recipe].parts) & parts_of_mode(args.train_mode) - without
+    """Parts of the recipe that the mode has and --without does not name."""
+    return set(RECIPES[args.recipe].parts) & parts_of_mode(args.train_mode) - set(args.without)
 
 
 def parts_of_mode(mode: str) -> set[str]:

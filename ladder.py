@@ -84,7 +84,10 @@ def signs_table(cells: Cells) -> list[str]:
 
     The best first, by the mean of both targets in the direction that should be good.
     """
-    rungs = {(run["args"]["train_mode"], *run["args"].get("without", ())) for run in ladder_runs(cells)}
+    rungs = {
+        (run["args"]["recipe"], run["args"]["train_mode"], *run["args"].get("without", ()))
+        for run in ladder_runs(cells)
+    }
     if len(rungs) < 4:  # of two kinds of runs any sign that differs ranks well
         return []
     lines, points = [], sign_points(cells)
@@ -118,7 +121,7 @@ def warning_line(cells: Cells) -> str:
             words.append(f"{len(found)} on {target.upper()}{accuracies}")
     return (
         f"The collapse warning goes by {COLLAPSE_SIGN.replace('_', ' ')}: it comes where the answers tell less than "
-        f"half of the classes apart. Of the ladder's runs it warns of {words[0]} and {words[1]}; it is silent on "
+        f"half of the classes apart. Of the ladder's runs it would warn of {words[0]} and {words[1]}; it is silent on "
         f"{words[2]} and {words[3]}."
     )
 

@@ -31,7 +31,16 @@ from tables import (
 )
 from utils import Parser, UserError, atomic_path, run_script, save_checkpoint, shown
 
-MAY_DIFFER = ("lambda_max", "max_steps", "epochs", "val_period", "device", "precision", "topk")  # in a gain
+MAY_DIFFER = (
+    "lambda_max",
+    "max_steps",
+    "epochs",
+    "val_period",
+    "device",
+    "precision",
+    "processes",
+    "topk",
+)  # in a gain
 RESULTS = Path(__file__).resolve().parent / "results"
 SHIPPED = Path(__file__).resolve().parent / "checkpoint"
 BEGIN, END = "<!-- results: begin, by report.py -->", "<!-- results: end -->"

@@ -58,8 +58,9 @@ def read_results(folder: Path) -> Cells:
         ]
         differing = sorted({name for kind in kinds for name in kind | kinds[0] if kind.get(name) != kinds[0].get(name)})
         if differing:
+            cell = " ".join([*key[:4], *(f"without {part}" for part in key.without)])
             raise UserError(
-                f"{folder} has results of {key.recipe} {key.arch} {key.mode} {key.target} that differ in "
+                f"{folder} has results of {cell} that differ in "
                 f"{', '.join(differing)}; keep one kind and delete the others."
             )
     return {key: sorted(found, key=lambda result: result["seed"]) for key, found in cells.items()}
@@ -109,7 +110,10 @@ def accuracy_table(cells: Cells) -> list[str]:
                 continue
             both = [result for results in found for result in results]
             beside = (mode, recipe) == ("source", "strong")  # a rung of the ladder, whose runs may go side by side
-            seconds = "-" if beside else f"{statistics.mean(result['seconds'] for result in both):.0f}"
+            machines = {result["device"] for result in both}
+            seconds = (
+                "-" if beside or len(machines) > 1 else f"{statistics.mean(result['seconds'] for result in both):.0f}"
+            )
             distances = [[result["proxy_a_distance"].get("trained") for result in results] for results in found]
             distance = " / ".join(
                 spread([v for v in values if v is not None], 2) if any(v is not None for v in values) else "-"
@@ -147,7 +151,8 @@ def footnotes(cells: Cells) -> list[str]:
         f"chosen but the sign that the collapse warning goes by; checkpoint: {selects} step. "
         f"Binomial error of one dann accuracy: {', '.join(errors) or '-'}.",
         "Proxy A-distance: 2 (1 − 2 err) of a linear classifier between the domains' held-out features; 0: not to be "
-        "told apart, 2: perfectly. Before adaptation: the `source` rows; of `small`, untrained: "
+        "told apart, 2: perfectly. BatchNorm statistics are those of training; with a teacher, of unaltered images. "
+        "Before adaptation: the `source` rows; of `small`, untrained: "
         f"{' / '.join(untrained)}.",
         f"Measured on {devices}, torch {torches}; every run's json, with its command, is in `results/`.",
     ]

@@ -36,7 +36,7 @@ from parallel import Ranks, join
 from plots import draw_confusion, draw_curves, draw_mistakes
 from records import RunLog, read_json, write_json
 from runs import Data, Run, check_same_run, fingerprint, locked, make_folder, open_folder, plain_args, restore, save_run
-from signs import SIGNS, collapse, idle_adversary, label_free_signs, top_class_share
+from signs import SIGNS, collapse, idle_adversary, label_free_signs, some_rows, top_class_share
 from strong import TEACHER_SIGNS, Teacher, ramp
 from utils import (
     InterruptFlag,
@@ -94,7 +94,7 @@ def load_data(args: argparse.Namespace) -> Data:
             if found.labels is None:
                 return None
         if limit:
-            found = found.of(evenly(len(found.names), limit))
+            found = found.of(some_rows(len(found.names), limit))
         return read_domain(found, names, args.size, args.num_workers, f"read {domain} {split}")
 
     labelled = read_domain(listing, classes, args.size, args.num_workers, f"read {labelled_name} train")
@@ -105,7 +105,7 @@ def load_data(args: argparse.Namespace) -> Data:
     if target_val is None and unlabelled is not None:
         sample = some_of(unlabelled)
     elif target_val is None and args.target_file and args.train_mode == "source":
-        sample = read(args.target_file, "train", None, SIGN_IMAGES)
+        sample = read(args.target_file, "val", None, SIGN_IMAGES) or read(args.target_file, "train", None, SIGN_IMAGES)
     wanted = {"source_val": source_val, "target_val": target_val}
     if wanted.get(args.select, labelled) is None:
         domain = args.source_file if args.select == "source_val" else args.target_file
@@ -114,14 +114,9 @@ def load_data(args: argparse.Namespace) -> Data:
     return Data(classes, labelled, unlabelled, source_val, target_val, sample)
 
 
-def evenly(count: int, limit: int) -> list[int]:
-    """Rows of `limit` images at most, spread over all of `count`: the first ones may all be of one class."""
-    return list(range(0, count, -(-count // limit)))
-
-
 def some_of(domain: Domain) -> Domain:
     """Some images of a target without labels, to measure on."""
-    rows = evenly(len(domain), SIGN_IMAGES)
+    rows = some_rows(len(domain), SIGN_IMAGES)
     return Domain(domain.images[rows], None, [domain.names[i] for i in rows])
 
 

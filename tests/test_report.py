@@ -351,7 +351,7 @@ def test_signs_are_ranked_with_the_true_accuracy(tmp_path: Path) -> None:
 def test_the_page_says_which_runs_the_collapse_warning_names(tmp_path: Path) -> None:
     ladder_results(tmp_path / "results")  # exp of information: 2.7, 3.7, 5.0 - 0.05, then above half of the classes
     block = report.render(tmp_path / "results")
-    assert "it warns of 0 on SVHN and 6 on USPS (accuracy 0.500 to 0.700);" in block
+    assert "it would warn of 0 on SVHN and 6 on USPS (accuracy 0.500 to 0.700);" in block
     assert "it is silent on 0 on SVHN and 4 on USPS (accuracy 0.800 to 0.900)." in block
 
 
@@ -384,7 +384,8 @@ def test_the_ladder_holds_what_the_readme_says_of_the_parts() -> None:
     lost = {words: svhn[EVERYTHING] - svhn[words] for words in (NO_ADVERSARY, NO_VIEWS, "+ adversarial (DANN)")}
     assert sorted(lost, key=lost.__getitem__) == [NO_ADVERSARY, "+ adversarial (DANN)", NO_VIEWS]
     assert 0.2 < lost[NO_VIEWS] / svhn[EVERYTHING] < 0.3
-    assert abs(usps["+ augmentation"] - usps[EVERYTHING]) < 0.01
+    removed = ("+ augmentation", "+ adversarial (DANN)", NO_ADVERSARY, NO_VIEWS)
+    assert all(abs(usps[words] - usps[EVERYTHING]) < 0.01 for words in removed)
     for target, found in (("svhn", svhn), ("usps", usps)):
         seeds = [run["target_val_accuracy"] for run in rungs(target)[EVERYTHING]]
         assert abs(found[NO_ADVERSARY] - found[EVERYTHING]) < 2 * statistics.stdev(seeds)

@@ -117,15 +117,6 @@ def test_how_often_a_run_validates_changes_nothing_of_its_teacher(small_data: Pa
     assert same_tensors(first["model"], second["model"])
 
 
-def test_leaving_out_the_augmentation_leaves_out_its_neighbours(small_data: Path, tmp_path: Path) -> None:
-    runs = [
-        strong_run(small_data, tmp_path / str(len(parts)), "--max_steps", "2", "--without", *parts)
-        for parts in (["augmentation"], ["augmentation", "neighbours"])
-    ]
-    first, second = (load_checkpoint(Path(run["folder"]) / "last.pt") for run in runs)
-    assert same_tensors(first["model"], second["model"])
-
-
 @pytest.mark.parametrize("mode", ["source", "dann", "target"])
 def test_the_same_seed_gives_identical_weights(mode: str, small_data: Path, tmp_path: Path) -> None:
     runs = [strong_run(small_data, tmp_path / str(i), "--source_file", "mnistm", mode=mode) for i in range(2)]

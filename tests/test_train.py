@@ -649,11 +649,21 @@ def test_signs_and_distance_of_a_target_without_labels_are_measured_on_images_sp
     data = train.load_data(args)
     every = sorted(path.name for path in (tmp_path / "photos").iterdir())
     assert data.target_sample is not None
-    assert data.target_sample.names == every[:: -(-len(every) // 15)]
     assert data.target_sample.labels is None
+    assert len(data.target_sample) == 15 < len(every)
+    assert data.target_sample.names == sorted(data.target_sample.names) != every[:15]
+    assert set(data.target_sample.names) < set(every)
     outcome = run(tmp_path, tmp_path / "runs", mode, "photos")
     assert None not in [outcome["signs"][name] for name in SIGNS]
     assert None not in outcome["proxy_a_distance"].values()
+    assert outcome["target_val_accuracy"] is None
+
+
+def test_mode_source_measures_on_a_target_that_has_an_unlabelled_val_alone(small_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "mnistm").symlink_to(small_data / "mnistm")
+    shutil.copytree(small_data / "usps" / "data", tmp_path / "photos" / "val")
+    outcome = run(tmp_path, tmp_path / "runs", "source", "photos")
+    assert None not in [outcome["signs"][name] for name in SIGNS]
     assert outcome["target_val_accuracy"] is None
 
 
