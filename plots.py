@@ -189,6 +189,7 @@ def draw_signs(points: dict[str, dict[str, list[tuple[float, float]]]], path: Pa
             x, y = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
             panel.scatter(x, y, s=26, alpha=0.8, c=DOMAIN_COLOURS[i], marker=DOMAIN_MARKERS[i], label=target.upper())
         panel.set(xlabel=sign.replace("_", " "))
+        panel.locator_params(axis="x", nbins=5)
         panel.grid(alpha=0.3)
         if k % columns == 0:
             panel.set(ylabel="accuracy on the target's val")
