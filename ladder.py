@@ -26,6 +26,14 @@ LADDER = [
 ]
 
 
+def rungs(cells: Cells) -> dict[str, list[list[Result]]]:
+    """Words of each rung -> its results, a list a target."""
+    return {
+        words: [cells.get(Cell(recipe, "small", mode, target, without), []) for target in TARGETS]
+        for words, recipe, mode, without in LADDER
+    }
+
+
 def ladder_table(cells: Cells) -> list[str]:
     """What each part of recipe strong is worth; before any run that leaves parts out, how to get there."""
     if not any(cell.recipe == "strong" for cell in cells):
@@ -35,10 +43,10 @@ def ladder_table(cells: Cells) -> list[str]:
             "What each part of recipe `strong` is worth, and which label-free sign ranks them best, stand here once "
             '`bash reproduce.sh DATA_ROOT "0 1 2" ladder` has been run (30 runs).'
         ]
-    rows = []
-    for words, recipe, mode, without in LADDER:
-        found = [cells.get(Cell(recipe, "small", mode, target, without), []) for target in TARGETS]
-        rows.append(f"| {words} | {' | '.join(accuracy_cell(results) for results in found)} | {seed_counts(found)} |")
+    rows = [
+        f"| {words} | {' | '.join(accuracy_cell(results) for results in found)} | {seed_counts(found)} |"
+        for words, found in rungs(cells).items()
+    ]
     return [
         "What each part of recipe `strong` is worth: a row with + adds to the one above. Three of them bring more than "
         "they say: + augmentation the recipe's steps, learning rate and weight decay, + adversarial BatchNorm "
@@ -51,10 +59,14 @@ def ladder_table(cells: Cells) -> list[str]:
     ]
 
 
+def signed(found: list[list[Result]]) -> list[Result]:
+    """The runs of a rung that logged the label-free signs."""
+    return [run for results in found for run in results if run.get("signs")]
+
+
 def ladder_runs(cells: Cells) -> list[Result]:
     """Every run of the ladder that logged the label-free signs."""
-    keys = [Cell(recipe, "small", mode, t, without) for _, recipe, mode, without in LADDER for t in TARGETS]
-    return [result for key in keys for result in cells.get(key, []) if result.get("signs")]
+    return [run for found in rungs(cells).values() for run in signed(found)]
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -84,11 +96,9 @@ def signs_table(cells: Cells) -> list[str]:
 
     The best first, by the mean of both targets in the direction that should be good.
     """
-    rungs = {
-        (run["args"]["recipe"], run["args"]["train_mode"], *run["args"].get("without", ()))
-        for run in ladder_runs(cells)
-    }
-    if len(rungs) < 4:  # of two kinds of runs any sign that differs ranks well
+    if (
+        sum(bool(signed(found)) for found in rungs(cells).values()) < 4
+    ):  # of two kinds of runs any sign that differs ranks well
         return []
     lines, points = [], sign_points(cells)
     for sign, rho in rank_signs(points).items():
@@ -107,15 +117,13 @@ def signs_table(cells: Cells) -> list[str]:
 
 def warning_line(cells: Cells) -> str:
     """On which of the ladder's runs the collapse warning comes, and on which it is silent, by their accuracies."""
-    words = []
+    runs, words = [run for run in ladder_runs(cells) if run["signs"].get(COLLAPSE_SIGN) is not None], []
     for warned in (True, False):
         for target in TARGETS:
             found = [
                 run["target_val_accuracy"]
-                for run in ladder_runs(cells)
-                if run["args"]["target_file"] == target
-                and run["signs"].get(COLLAPSE_SIGN) is not None
-                and too_few(run["signs"], NUM_CLASSES) == warned
+                for run in runs
+                if run["args"]["target_file"] == target and too_few(run["signs"], NUM_CLASSES) == warned
             ]
             accuracies = f" (accuracy {min(found):.3f} to {max(found):.3f})" if found else ""
             words.append(f"{len(found)} on {target.upper()}{accuracies}")

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SOURCE, TARGET = 0, 1
+MOMENTUM = 0.1  # of running statistics: the share of the newest batch
 ARCHITECTURES = ("small", "published")
 
 
@@ -72,7 +73,7 @@ class DomainBatchNorm2d(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.domain = TARGET
-        self.momentum = 0.1  # of the running statistics: the share of the newest batch
+        self.momentum = MOMENTUM
         self.synced = False  # whether a training batch is that of all processes together, see parallel.py
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))

@@ -31,7 +31,9 @@ from tables import (
 )
 from utils import Parser, UserError, atomic_path, run_script, save_checkpoint, shown
 
-MAY_DIFFER = (
+# Arguments in which runs may differ that a gain is stated of
+MAY_DIFFER = {
+    "train_mode",
     "lambda_max",
     "max_steps",
     "epochs",
@@ -40,7 +42,7 @@ MAY_DIFFER = (
     "precision",
     "processes",
     "topk",
-)  # in a gain
+}
 RESULTS = Path(__file__).resolve().parent / "results"
 SHIPPED = Path(__file__).resolve().parent / "checkpoint"
 BEGIN, END = "<!-- results: begin, by report.py -->", "<!-- results: end -->"
@@ -134,7 +136,7 @@ def compare(runs: list[Path]) -> str:
         )
     text = align(rows)
     by_mode = {result["args"]["train_mode"]: result["target_val_accuracy"] for result in results.values()}
-    alike = set(differing) <= {"train_mode", *MAY_DIFFER}
+    alike = set(differing) <= MAY_DIFFER
     if alike and len(results) == len(by_mode) and None not in [by_mode.get("source"), by_mode.get("dann")]:
         text += f"\nadaptation gained {by_mode['dann'] - by_mode['source']:+.4f} on the target"
         if by_mode.get("target"):

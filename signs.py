@@ -40,7 +40,6 @@ def some_rows(count: int, limit: int) -> list[int]:
 def label_free_signs(p: Tensor, limit: int = 2000) -> dict[str, float]:
     """All signs of probabilities [N, K]; of `limit` images at most, as the density compares each with each.
 
-
     entropy: mean over images, low where the answers are sure. diversity: entropy of the mean answer, log K where all
     classes are answered alike, 0 when a single one is. information_maximisation: diversity - entropy, the mutual
     information of image and answer (Gomes et al., NIPS 2010). soft_neighbourhood_density: see there.

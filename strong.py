@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import DANN, SOURCE, TARGET, DomainBatchNorm2d
+from model import DANN, MOMENTUM, SOURCE, TARGET, DomainBatchNorm2d
 
 PARTS = ("augmentation", "neighbours", "adversarial", "teacher")
 TEACHER_SIGNS = ("pseudo_label_coverage", "teacher_agreement")  # label-free: shares of each batch, logged in training
@@ -77,7 +77,7 @@ class Teacher:
             self.net.features(x_s, SOURCE)
         self.net.eval()
         for layer in self.norms:
-            layer.momentum = 0.1
+            layer.momentum = MOMENTUM
 
     @torch.no_grad()
     def follow(self, net: nn.Module, step: int) -> None:

@@ -102,10 +102,10 @@ def load_data(args: argparse.Namespace) -> Data:
     source_val = read(args.source_file, "val", classes) if args.train_mode != "target" else None
     target_val = read(args.target_file, "val", classes) if args.target_file else None
     sample = None
-    if target_val is None and unlabelled is not None:
-        sample = some_of(unlabelled)
-    elif target_val is None and args.target_file and args.train_mode == "source":
-        sample = read(args.target_file, "val", None, SIGN_IMAGES) or read(args.target_file, "train", None, SIGN_IMAGES)
+    if target_val is None and args.target_file and args.train_mode != "target":
+        sample = read(args.target_file, "val", None, SIGN_IMAGES)
+        if sample is None:
+            sample = some_of(unlabelled) if unlabelled else read(args.target_file, "train", None, SIGN_IMAGES)
     wanted = {"source_val": source_val, "target_val": target_val}
     if wanted.get(args.select, labelled) is None:
         domain = args.source_file if args.select == "source_val" else args.target_file
@@ -257,7 +257,7 @@ def validate(run: Run, means: dict[str, float], p: float, lambda_p: float, lr: f
     """One line of metrics.jsonl; None (null) for what was not measured.
 
     Losses and shares are means since the last line; p, lambda and lr those of the step just done. The label-free signs
-    are of the target's val images or, where those have no labels, of some of its train images.
+    are of the target's val images or, where there are none, of some of its train images.
     """
     measure(run)
     run.measured_step = run.step

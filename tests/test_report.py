@@ -15,7 +15,7 @@ import records
 import report
 from checkpoint import load_checkpoint
 from signs import COLLAPSE_SIGN, too_few
-from tables import Cell, read_results
+from tables import TARGETS, read_results
 from utils import UserError
 
 PROJECT = Path(report.__file__).parent
@@ -362,10 +362,8 @@ def test_the_collapse_warning_goes_by_the_sign_that_ranks_best_in_results() -> N
 
 def rungs(target: str) -> dict[str, list[dict[str, Any]]]:
     """Results of the ladder's rungs on a target, by their words."""
-    cells = read_results(report.RESULTS)
-    return {
-        words: cells[Cell(recipe, "small", mode, target, without)] for words, recipe, mode, without in ladder.LADDER
-    }
+    found = ladder.rungs(read_results(report.RESULTS))
+    return {words: results[TARGETS.index(target)] for words, results in found.items()}
 
 
 def means(target: str, value: Callable[[dict[str, Any]], float]) -> dict[str, float]:

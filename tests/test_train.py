@@ -659,6 +659,17 @@ def test_signs_and_distance_of_a_target_without_labels_are_measured_on_images_sp
     assert outcome["target_val_accuracy"] is None
 
 
+def test_source_and_dann_measure_an_unlabelled_target_on_the_same_images(small_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "mnistm").symlink_to(small_data / "mnistm")
+    for split in ("train", "val"):
+        shutil.copytree(small_data / ("usps" if split == "val" else "svhn") / "data", tmp_path / "photos" / split)
+    arguments = ["--data_root", str(tmp_path), "--target_file", "photos", "--train_mode"]
+    first, second = (train.load_data(train.parse_args([*arguments, mode])).target_sample for mode in ("source", "dann"))
+    assert first is not None
+    assert second is not None
+    assert torch.equal(first.images, second.images)
+
+
 def test_mode_source_measures_on_a_target_that_has_an_unlabelled_val_alone(small_data: Path, tmp_path: Path) -> None:
     (tmp_path / "mnistm").symlink_to(small_data / "mnistm")
     shutil.copytree(small_data / "usps" / "data", tmp_path / "photos" / "val")
