@@ -1,6 +1,9 @@
 """benchmark.py measures what it says, on anything laid out like the digits; how fast is not asserted."""
 
 import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,8 @@ import torch
 
 import benchmark
 from benchmark import ByteCounter, alternate, medians
+from dataset import Domain
+from runs import Data
 from tables import speed_tables
 
 
@@ -29,6 +34,27 @@ def test_bytes_are_those_of_every_input_and_output_and_of_no_view() -> None:
     with ByteCounter() as counter:
         (a + a).view(10, 100).t()
     assert counter.bytes == 3 * 4000
+
+
+def test_operations_of_the_published_step_are_those_counted_by_hand() -> None:
+    """A multiplication and an addition are two; the gradient of the images is not asked for."""
+    count = 4
+    images = torch.zeros(count, 28, 28, 3, dtype=torch.uint8)
+    half = Domain(images, torch.arange(count), ["x.png"] * count)
+    step = benchmark.BareStep(Data(list("0123456789"), half, half, None, None), "published", torch.device("cpu"))
+    step.count = count
+    first, second = 2 * 64 * 24**2 * 3 * 5**2, 2 * 50 * 8**2 * 64 * 5**2
+    label = 2 * (800 * 100 + 100 * 100 + 100 * 10)  # of the source's images alone: half of a step's
+    domain = 2 * (800 * 100 + 100 * 2)
+    with benchmark.operation_counter() as counter:
+        step.step()
+    each = counter.get_total_flops() / (2 * count)
+    assert each == 2 * first + 3 * second + 3 * label / 2 + 3 * domain
+
+
+def test_the_plain_recipe_keeps_to_a_process_of_its_own(small_data: Path) -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        assert benchmark.elsewhere(other, os.getpid) == benchmark.elsewhere(other, os.getpid) != os.getpid()
 
 
 def test_the_plain_recipe_is_the_network_of_the_bare_step_with_the_steps_of_a_dataloader(small_data: Path) -> None:

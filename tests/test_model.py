@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+import model
 from model import (
     ARCHITECTURES,
     DANN,
@@ -15,6 +17,7 @@ from model import (
     lambda_schedule,
     learning_rate,
     reverse_gradient,
+    to_onednn,
 )
 
 
@@ -66,9 +69,10 @@ def test_the_published_architecture_has_the_published_layers() -> None:
         "ReLU",
         "Conv2d",
         "BatchNorm2d",
-        "Dropout2d",
         "MaxPool2d",
         "ReLU",
+        "Dense",  # changes no number
+        "Dropout2d",  # ahead of the pooling there: whole channels times 0 or 2 commute with maximum and ReLU
         "Flatten",
     ]
     assert net.features(torch.zeros(2, 3, 28, 28, dtype=torch.uint8)).shape == (2, 800)
@@ -158,6 +162,61 @@ def test_the_normalisation_is_that_of_torchs_batchnorm() -> None:
     theirs.eval()
     torch.testing.assert_close(ours(x), theirs(x))
     torch.testing.assert_close(ours.statistics(TARGET)[1], theirs.running_var)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_onednns_layout_changes_what_is_fast_and_nothing_else(precision: torch.dtype) -> None:
+    """Features, gradients and running statistics of training are those of torch's own layers, to rounding."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch has no oneDNN here")
+    if precision == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN has no bfloat16 on this processor")
+
+    def trained(onednn: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        torch.manual_seed(0)
+        net = DANN(arch="published")
+        images = torch.randint(0, 256, (32, 3, 28, 28), dtype=torch.uint8)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            x = net.preprocess(images)
+            assert to_onednn(x).is_mkldnn
+            assert to_onednn(x).dtype == precision
+            torch.manual_seed(1)  # of the dropout
+            f = (net.features(images) if onednn else net.feature_extractor(x)).float()
+            F.cross_entropy(f[:, :10], torch.arange(32) % 10).backward()
+        named = dict(net.feature_extractor.named_buffers())
+        for name, parameter in net.feature_extractor.named_parameters():
+            if name not in ("0.bias", "4.bias"):  # ahead of BatchNorm: 0 but for rounding
+                assert parameter.grad is not None
+                named[f"gradient of {name}"] = parameter.grad
+        return f, named
+
+    (f, named), (f_torch, named_torch) = trained(onednn=True), trained(onednn=False)
+    torch.testing.assert_close(f, f_torch, rtol=0.02, atol=0.03 if precision == torch.bfloat16 else 1e-5)
+    for name, value in named_torch.items():
+        apart = (named[name] - value).norm() / value.norm().clamp_min(1e-6)
+        assert apart < (0.1 if precision == torch.bfloat16 else 1e-4), name
+
+
+def test_prediction_and_the_default_network_stay_in_torchs_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(x: Tensor) -> Tensor:
+        raise AssertionError
+
+    monkeypatch.setattr(model, "to_onednn", refuse)
+    images = torch.zeros(2, 3, 28, 28, dtype=torch.uint8)
+    DANN(arch="published").eval()(images)
+    DANN(arch="small").train()(images)
+    with pytest.raises(AssertionError):
+        DANN(arch="published").train()(images)
+
+
+def test_dropping_channels_after_the_pooling_is_dropping_them_before_it() -> None:
+    x = torch.randn(16, 50, 8, 8)
+    pooling = nn.Sequential(nn.MaxPool2d(2), nn.ReLU())
+    torch.manual_seed(0)
+    before = pooling(nn.Dropout2d()(x))
+    torch.manual_seed(0)
+    assert torch.equal(nn.Dropout2d()(pooling(x)), before)
+    assert (before == 0).all((2, 3)).any()
 
 
 def test_the_small_network_sees_each_image_at_mean_zero_and_deviation_one() -> None:
