@@ -52,8 +52,8 @@ def test_the_distance_is_near_2_before_and_low_after_adaptation_and_accuracy_ris
 def test_the_published_network_aligned_nothing_on_usps_and_did_worse_than_source() -> None:
     assert min(distances("`dann`, network `published`", "usps")) > 1.8
     assert accuracy("`dann`, network `published`", "usps") < accuracy("`source`", "usps")
-    worst = min(result["target_val_accuracy"] for result in runs("`dann`, network `published`", "usps"))
-    assert worst < accuracy("`dann`, network `published`", "usps") - 0.1
+    seeds = [result["target_val_accuracy"] for result in runs("`dann`, network `published`", "usps")]
+    assert max(seeds) - min(seeds) > 0.08
 
 
 @pytest.mark.parametrize("target", tables.TARGETS)
