@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache, partial
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -178,19 +178,20 @@ class PlainTraining:
         return 2 * PLAIN_BATCH * steps / (time.perf_counter() - began)
 
 
-@cache
-def plain_training(data_root: Path, arch: str, device: torch.device) -> PlainTraining:
-    return PlainTraining(data_root, arch, device)
-
-
 def plain_rate(data_root: Path, arch: str, device: torch.device, steps: int) -> float:
-    """PlainTraining.rate of this process's one plain training."""
-    return plain_training(data_root, arch, device).rate(steps)
+    """PlainTraining.rate, once warm."""
+    plain = PlainTraining(data_root, arch, device)
+    plain.rate(WARM_UP)
+    return plain.rate(steps)
 
 
-def elsewhere(process: ProcessPoolExecutor, rate: Callable[[], float]) -> float:
-    """What `rate` returns in that process: without utils.keep_freed_memory, which the plain recipe does not have."""
-    return process.submit(rate).result()
+def in_new_process(rate: Callable[[], float]) -> float:
+    """What `rate` returns in a process of its own: without utils.keep_freed_memory, which the plain recipe has not.
+
+    A new one each time, as its speed differs by a tenth from process to process with the layout of its memory.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(rate).result()
 
 
 # Our training step, whole and bare
@@ -300,18 +301,17 @@ def measure_training(args: argparse.Namespace, data: Data, device: torch.device)
     for arch in ARCHITECTURES:
         print(f"training, {arch}", flush=True)
         bare = BareStep(data, arch, device)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
-            plain = partial(plain_rate, args.data_root, arch, device, max(2, args.steps // 2))
-            rates = alternate(
-                {
-                    "plain_images_per_second": partial(elsewhere, other, plain),
-                    "images_per_second": partial(loop_rate, data, arch, args.steps, device),
-                    "bare_images_per_second": partial(bare.rate, args.steps),
-                    "matrix_gflops": lambda: matrix_rate(precision, device) / 1e9,
-                    "copy_gigabytes_per_second": lambda: copy_rate(device) / 1e9,
-                },
-                args.repeats,
-            )
+        plain = partial(plain_rate, args.data_root, arch, device, max(2, args.steps // 2))
+        rates = alternate(
+            {
+                "plain_images_per_second": partial(in_new_process, plain),
+                "images_per_second": partial(loop_rate, data, arch, args.steps, device),
+                "bare_images_per_second": partial(bare.rate, args.steps),
+                "matrix_gflops": lambda: matrix_rate(precision, device) / 1e9,
+                "copy_gigabytes_per_second": lambda: copy_rate(device) / 1e9,
+            },
+            args.repeats,
+        )
         counter, bytes_ = operation_counter(), ByteCounter()
         with counter:
             bare.step()

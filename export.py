@@ -58,7 +58,7 @@ def compare(found: Tensor, wanted: Tensor, path: Path) -> float:
 
 def write_pt2(path: Path, predictor: Predictor, images: Tensor, classes: list[str]) -> float:
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(predictor, (images,), dynamic_shapes=({0: batch},))
+    program = torch.export.export(predictor, (images,), dynamic_shapes=({0: batch},), strict=False)
     content = io.BytesIO()  # as in save_checkpoint: a full disk is to be an OSError
     with warnings.catch_warnings():  # weights in channels_last: torch says twice that it keeps them whole
         warnings.filterwarnings("ignore", message="No complete tensor found")

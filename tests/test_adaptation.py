@@ -57,7 +57,7 @@ def test_the_published_network_aligned_nothing_on_usps_and_did_worse_than_source
 
 
 @pytest.mark.parametrize("target", tables.TARGETS)
-def test_information_rises_with_accuracy_from_source_to_dann_and_is_low_where_nothing_was_aligned(target: str) -> None:
+def test_information_rises_with_accuracy_from_source_to_dann_and_is_lower_where_less_was_aligned(target: str) -> None:
     information = "information_maximisation"
     for words in ("`source`", "`dann`, network `published`"):
         assert sign(PLAIN, target, information) > sign(words, target, information) + 0.15

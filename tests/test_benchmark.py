@@ -1,9 +1,6 @@
 """benchmark.py measures what it says, on anything laid out like the digits; how fast is not asserted."""
 
 import json
-import os
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -52,11 +49,6 @@ def test_operations_of_the_published_step_are_those_counted_by_hand() -> None:
     assert each == 2 * first + 3 * second + 3 * label / 2 + 3 * domain
 
 
-def test_the_plain_recipe_keeps_to_a_process_of_its_own(small_data: Path) -> None:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
-        assert benchmark.elsewhere(other, os.getpid) == benchmark.elsewhere(other, os.getpid) != os.getpid()
-
-
 def test_the_plain_recipe_is_the_network_of_the_bare_step_with_the_steps_of_a_dataloader(small_data: Path) -> None:
     plain = benchmark.PlainTraining(small_data, "small", torch.device("cpu"))
     benchmark.PLAIN_BATCH, before = 16, benchmark.PLAIN_BATCH
@@ -70,8 +62,9 @@ def test_the_plain_recipe_is_the_network_of_the_bare_step_with_the_steps_of_a_da
 
 
 def test_a_benchmark_ends_in_a_json_from_which_the_table_is_made(
-    demo_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(benchmark, "PlainTraining", None)  # here: the plain recipe runs in processes of its own
     flags = ["--data_root", str(demo_data), "--out", str(tmp_path), "--device", "cpu"]
     flags += ["--repeats", "1", "--steps", "2", "--images", "40"]
     found = benchmark.main([*flags, "--parts", "training", "start"])

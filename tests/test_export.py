@@ -10,6 +10,7 @@ import torch
 
 import export
 from checkpoint import build_network, load_checkpoint
+from model import DANN
 from utils import UserError
 
 
@@ -29,6 +30,12 @@ def test_a_pt2_file_predicts_the_same_in_a_process_that_knows_nothing_of_us(dann
     with torch.no_grad():
         torch.testing.assert_close(found["p"], net(images).softmax(1), rtol=0, atol=1e-4)
     assert json.loads(found["classes"]) == classes == outcome["classes"]
+
+
+def test_the_published_network_is_exported_too(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (export.EXAMPLE, 3, 28, 28), dtype=torch.uint8)
+    predictor = export.Predictor(DANN(arch="published").eval())
+    assert export.write_pt2(tmp_path / "model.pt2", predictor, images, list("0123456789")) <= 1e-4
 
 
 def test_an_onnx_file_predicts_the_same_where_the_packages_are_installed(dann_run: Path, tmp_path: Path) -> None:
