@@ -180,13 +180,13 @@ class PlainTraining:
 
 def plain_rate(data_root: Path, arch: str, device: torch.device, steps: int) -> float:
     """PlainTraining.rate, once warm."""
-    plain = PlainTraining(data_root, arch, device)
+    plain = PlainTraining(data_root, arch, choose_device(device.type))  # which sets the precision of float32 products
     plain.rate(WARM_UP)
     return plain.rate(steps)
 
 
 def in_new_process(rate: Callable[[], float]) -> float:
-    """What `rate` returns in a process of its own: without utils.keep_freed_memory, which the plain recipe has not.
+    """What `rate` returns in a process of its own, without utils.keep_freed_memory, as a plain script runs.
 
     A new one each time, as its speed differs by a tenth from process to process with the layout of its memory.
     """

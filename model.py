@@ -111,7 +111,7 @@ class DomainBatchNorm2d(nn.Module):
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution that keeps to oneDNN's layout where its input is in it, see to_onednn."""
+    """A convolution that keeps to its input's layout, oneDNN's too (to_onednn), where torch's refuses bfloat16."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_mkldnn:
@@ -122,7 +122,7 @@ class Conv2d(nn.Conv2d):
         return torch.mkldnn_convolution(x, weight, bias, self.padding, self.stride, self.dilation, self.groups)
 
 
-class Dense(nn.Module):
+class ToDense(nn.Module):
     """The same tensor in torch's own layout again, where it is in oneDNN's."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,12 +130,14 @@ class Dense(nn.Module):
 
 
 def to_onednn(x: Tensor) -> Tensor:
-    """Images [B, C, H, W] on an x86 CPU -> the same in oneDNN's layout and autocast's dtype; elsewhere unchanged.
+    """Images [B, C, H, W] on an x86 CPU -> the same in oneDNN's layout and autocast's dtype; else unchanged.
 
     BatchNorm and pooling that follow a convolution are then oneDNN's as well, forwards and backwards in a quarter to a
     half of the time of torch's own (NOTES.md, "Speed of training"). The numbers agree to the rounding of the dtype.
+    float32 and bfloat16 alone, and bfloat16 only where oneDNN has it: other images are returned unchanged, too.
     """
-    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    mkldnn = torch.backends.mkldnn
+    if x.device.type != "cpu" or not (mkldnn.is_available() and mkldnn.enabled):
         return x
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     known = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -192,14 +194,16 @@ class DANN(nn.Module):
         return (x - mean) / (deviation + 0.25)
 
     def features(self, images: Tensor, domain: int | None = None) -> Tensor:
-        """Images uint8 [B, 3, H, W] of `domain` (None: predict_as) -> features [B, F]."""
+        """Images uint8 [B, 3, H, W] of `domain` (None: predict_as) -> features [B, F].
+
+        Between the layers of `published` tensors may be in oneDNN's layout: in training, and in a bfloat16 evaluation
+        without gradients. Evaluation in float32 keeps to torch's layout, as an exported network does.
+        """
         for layer in self.feature_extractor.modules():
             if isinstance(layer, DomainBatchNorm2d):
                 layer.domain = self.predict_as if domain is None else domain
         x = self.preprocess(images)
-        rough = torch.is_autocast_enabled(
-            "cpu"
-        )  # float32 evaluation keeps to torch's layout, as an exported network does
+        rough = torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()
         if self.arch == "published" and (self.training or rough):
             x = to_onednn(x)
         return self.feature_extractor(x)
@@ -210,7 +214,7 @@ class DANN(nn.Module):
 
 
 def _published(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
-    """The public implementation's layers, F = 800. Dropout2d stands before pooling and ReLU there: all the same."""
+    """The public implementation's layers, F = 800. Dropout2d comes before the pooling there; it commutes."""
     feature_extractor = nn.Sequential(
         Conv2d(3, 64, 5),
         DomainBatchNorm2d(64),
@@ -220,7 +224,7 @@ def _published(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Seque
         DomainBatchNorm2d(50),
         nn.MaxPool2d(2),
         nn.ReLU(),  # [B, 50, 4, 4]
-        Dense(),
+        ToDense(),
         nn.Dropout2d(),
         nn.Flatten(),  # [B, 800]
     )

@@ -57,7 +57,7 @@ class Ranks:
 
 
 def synced(module: nn.Module) -> nn.Module:
-    """The module, its BatchNorm layers set to normalise by the batch of all ranks."""
+    """The module, its BatchNorm layers set to normalise by the batch of all ranks. `published`: on CUDA alone."""
     for layer in module.modules():
         if isinstance(layer, DomainBatchNorm2d):
             layer.synced = True

@@ -71,7 +71,7 @@ def test_the_published_architecture_has_the_published_layers() -> None:
         "BatchNorm2d",
         "MaxPool2d",
         "ReLU",
-        "Dense",  # changes no number
+        "ToDense",  # changes no number
         "Dropout2d",  # ahead of the pooling there: whole channels times 0 or 2 commute with maximum and ReLU
         "Flatten",
     ]
@@ -216,9 +216,18 @@ def test_float32_prediction_and_the_default_network_stay_in_torchs_layout(monkey
     assert not taken
     DANN(arch="published").train()(images)
     assert len(taken) == 1
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         DANN(arch="published").eval()(images)
     assert len(taken) == 2
+
+
+def test_evaluation_in_bfloat16_gives_gradients_too() -> None:
+    net = DANN(arch="published").eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        net.features(torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)).float().sum().backward()
+    gradient = net.feature_extractor[0].weight.grad
+    assert isinstance(gradient, Tensor)
+    assert gradient.abs().max() > 0
 
 
 def test_rough_prediction_in_onednns_layout_is_that_in_torchs_to_rounding() -> None:
