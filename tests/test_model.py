@@ -177,7 +177,7 @@ def test_onednns_layout_changes_what_is_fast_and_nothing_else(precision: torch.d
     """Features, gradients and running statistics of training are those of torch's own layers, to rounding."""
     skip_without_onednn(precision)
 
-    def trained(onednn: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def trained(onednn: bool, precision: torch.dtype) -> dict[str, Tensor]:
         torch.manual_seed(0)
         net = DANN(arch="published")
         images = torch.randint(0, 256, (32, 3, 28, 28), dtype=torch.uint8)
@@ -188,18 +188,18 @@ def test_onednns_layout_changes_what_is_fast_and_nothing_else(precision: torch.d
             torch.manual_seed(1)  # of the dropout
             f = (net.features(images) if onednn else net.feature_extractor(x)).float()
             F.cross_entropy(f[:, :10], torch.arange(32) % 10).backward()
-        named = dict(net.feature_extractor.named_buffers())
+        found = {"features": f.detach(), **dict(net.feature_extractor.named_buffers())}
         for name, parameter in net.feature_extractor.named_parameters():
             if name not in ("0.bias", "4.bias"):  # ahead of BatchNorm: 0 but for rounding
                 assert parameter.grad is not None
-                named[f"gradient of {name}"] = parameter.grad
-        return f, named
+                found[f"gradient of {name}"] = parameter.grad
+        return found
 
-    (f, named), (f_torch, named_torch) = trained(onednn=True), trained(onednn=False)
-    torch.testing.assert_close(f, f_torch, rtol=0.02, atol=0.1 if precision == torch.bfloat16 else 1e-4)
-    for name, value in named_torch.items():
-        apart = (named[name] - value).norm() / value.norm().clamp_min(1e-6)
-        assert apart < (0.1 if precision == torch.bfloat16 else 0.01), name  # a maximum taken elsewhere counts 0.002
+    exact = trained(False, torch.float32)
+    in_torchs, in_onednns = trained(False, precision), trained(True, precision)
+    for name, value in exact.items():
+        off, allowed = (in_onednns[name] - value).norm(), 1.5 * (in_torchs[name] - value).norm()
+        assert off <= allowed + 0.01 * value.norm(), name  # a maximum taken elsewhere counts 0.002
 
 
 def test_float32_prediction_and_the_default_network_stay_in_torchs_layout(monkeypatch: pytest.MonkeyPatch) -> None:
