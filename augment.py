@@ -51,11 +51,11 @@ def cubic(side: int, device: torch.device) -> Tensor:
     return F.interpolate(identity, size=(side, 4), mode="bicubic", align_corners=True)[0, 0]
 
 
-def neighbours(x: Tensor, reach: float = 0.25, share: float = 0.7) -> Tensor:
-    """Let other images of the batch come in at the left and right, as the neighbours of a digit in a house number do.
+def paste_distractors(x: Tensor, reach: float = 0.25, share: float = 0.7) -> Tensor:
+    """Paste strips of other images of the batch at the left and right, as a house number has other digits.
 
     reach: the widest strip at a side, as a part of the width. share: probability of a strip, each side for itself. The
-    strip shows a neighbour's inner columns and ends in a seam two pixels soft. The middle of the image stays.
+    strip shows the inner columns of the other image and ends in a seam two pixels soft. The middle of the image stays.
     """
     width = x.shape[3]
     column = torch.arange(width, device=x.device, dtype=x.dtype)
@@ -118,9 +118,12 @@ def cut_out(x: Tensor, largest: float = 0.4) -> Tensor:
 
 
 def views(x: Tensor, paste: bool) -> Tensor:
-    """Strong random views of images uint8 or float [B, 3, H, W] -> float32 [B, 3, H, W]; `paste`: with neighbours."""
+    """Strong random views of images uint8 or float [B, 3, H, W] -> float32 [B, 3, H, W].
+
+    paste: with distractors, other images of the batch at the sides.
+    """
     x = x.to(torch.float32)
     x = warp(x, degrees=12, scale=0.3, stretch=0.15, shear=0.3, shift=0.15, bend=0.12)
     if paste:
-        x = neighbours(x)
+        x = paste_distractors(x)
     return cut_out(noise(blur(recolour(x))))

@@ -23,7 +23,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from png import headers, read_rows, unfilter
 from utils import Progress, UserError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -32,7 +31,7 @@ MAX_PIXELS = 50_000_000  # a larger image is taken for a decompression bomb
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is looser, and warns beside refusing
 LARGE_PIXELS = 4_000_000  # images above it are decoded one at a time: a few threads with one each would fill the memory
 one_large_image = threading.Lock()
-BATCH_BYTES = 1 << 18  # of plain PNGs that a thread decodes at a time
+CHUNK = 64  # images that a thread decodes at a time
 
 
 class LooseImage(UserError):
@@ -70,6 +69,17 @@ class Domain:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def some(self, limit: int) -> "Domain":
+        """At most `limit` of the images, without labels, drawn as some_rows does."""
+        rows = some_rows(len(self), limit)
+        return Domain(self.images[rows], None, [self.names[i] for i in rows])
+
+
+def some_rows(count: int, limit: int) -> list[int]:
+    """Rows of `limit` images at most of `count`, in their order, drawn at random: any rule may follow the classes."""
+    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return sorted(drawn[:limit].tolist())
 
 
 # Finding images
@@ -341,27 +351,18 @@ def read_images(paths: Sequence[Path], size: int, workers: int = 0, label: str =
     unreadable: dict[int, str] = {}
     progress = Progress(len(paths), label, "images") if label else None
 
-    count, modes = max(1, min(512, BATCH_BYTES // (3 * size * size))), headers(size)
-
     def read_chunk(start: int) -> int:
-        stop = min(start + count, len(paths))
-        plain: dict[str, dict[int, bytes]] = {}
+        stop = min(start + CHUNK, len(paths))
         for i in range(start, stop):
-            found = read_rows(paths[i], size, modes)
-            if found:
-                plain.setdefault(found[0], {})[i] = found[1]
-                continue
             image = read_image(paths[i], size)
             if isinstance(image, str):
                 unreadable[i] = image
             else:
                 view[i] = image
-        for mode, rows in plain.items():
-            view[list(rows)] = unfilter(mode, list(rows.values()), size)
         return stop - start
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for done in pool.map(read_chunk, range(0, len(paths), count)):
+        for done in pool.map(read_chunk, range(0, len(paths), CHUNK)):
             if progress:
                 progress.update(done)
     if progress:

@@ -1,6 +1,6 @@
 """Write a trained network as one file that runs without this repository.
 
-    python export.py --checkpoint runs/dann_usps_paper_seed0 --out_path usps.pt2
+    python export.py --checkpoint runs/dann_usps_tuned_seed0 --out_path usps.pt2
 
 Preprocessing is inside. In: RGB images uint8 [B, 3, size, size] (those of
 another size resized before, as by Pillow's BILINEAR). Out: class probabilities
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from checkpoint import build_network, load_checkpoint, resolve_checkpoint
 from model import DANN
+from runs import build_network, load_checkpoint, resolve_checkpoint
 from utils import Parser, UserError, atomic_path, run_script
 
 TOLERANCE = 1e-4  # of a probability

@@ -1,6 +1,6 @@
 """Label a folder of images with a trained checkpoint and write a CSV.
 
-    python inference.py --checkpoint runs/dann_usps_paper_seed0 \\
+    python inference.py --checkpoint runs/dann_usps_tuned_seed0 \\
         --test_loc digits/usps --out_path predictions
 
 Writes predictions/pred.csv with the columns image_name,label, sorted by name,
@@ -26,11 +26,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from checkpoint import build_network, load_checkpoint, resolve_checkpoint
 from dataset import canonical, encode_labels, image_home, image_names, list_csv, read_images
-from metrics import predict
+from metrics import entropy, predict
 from model import DANN
-from signs import entropy
+from runs import build_network, load_checkpoint, resolve_checkpoint
 from utils import (
     DEVICES,
     Parser,

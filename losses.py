@@ -1,64 +1,34 @@
-"""The losses of one training step, for the three modes and both recipes; one sum, one update.
+"""The losses of a training step, and the teacher behind the pseudo-labels; each with its formula and its source.
 
-L_y, L_d and L_u are named as in the papers; what a dictionary of losses holds beside names in L_ is only logged.
+To try another loss, add it to Objective.forward under a name in L_, which the step sums up, and its weight to the
+recipe in config.py. The parts of recipe `strong`, which `--without PART ...` leaves out (lab/ has what each is worth):
+
+    augmentation   strong random views of source and target images                   augment.views
+    distractors    other digits pasted at the sides of the source's, in those views  augment.paste_distractors
+    adversarial    L_d, the domain loss of DANN, with the gradient reversal          domain_loss
+    teacher        L_u, pseudo-labels of a moving average of the network             Teacher, pseudo_label_loss
 """
+
+import copy
+import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import DANN, SOURCE, TARGET, reverse_gradient
-from strong import pseudo_label_loss
+from model import DANN, SOURCE, TARGET, DomainBatchNorm2d, reverse_gradient
+
+PARTS = ("augmentation", "distractors", "adversarial", "teacher")
+PSEUDO_LABEL_MEASURES = ("pseudo_label_coverage", "teacher_agreement")  # shares of each batch that need no label
+LOGGED = ("L_y", "L_d", "L_u", "domain_accuracy", *PSEUDO_LABEL_MEASURES)  # in metrics.jsonl, as means of the steps
 
 
-def label_loss(net: DANN, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """L_y alone, for `source` and `target`. x: uint8 or float [B, 3, H, W] of net.predict_as, y: int64 [B]."""
-    f = net.features(x)  # [B, F]
-    return {"L_y": F.cross_entropy(net.label_classifier(f).float(), y)}
+class Objective(nn.Module):
+    """The losses of one step as one forward pass, which is what DistributedDataParallel wraps.
 
-
-def adversarial_losses(
-    net: DANN,
-    x_s: Tensor,
-    y_s: Tensor,
-    x_t: Tensor,
-    lambda_p: float,
-    pseudo: tuple[Tensor, Tensor] | None = None,
-    weight_u: float = 1.0,
-) -> dict[str, Tensor]:
-    """L_y, L_d and, with the teacher's `pseudo` labels, L_u of one step; beside them shares that have no gradient.
-
-    x_s, x_t: uint8 or float [B, 3, H, W] in 0..255, y_s: int64 [B], pseudo: labels int64 [B] and mask float [B] of x_t.
-    Source and target pass BatchNorm apart: each is normalised by its own batch and keeps running statistics of its own.
-    L_d = -mean log p(d_i | f_i) over both domains, half of the paper's sum of a mean a domain; the reversal hands G_f
-    the gradient -lambda_p dL_d/df. Source: arXiv 1505.07818, equations 9 and 13 to 15. L_u is times its weight.
+    Names in L_ are losses, to be summed; the others are shares without a gradient, for the log.
     """
-    f_s, f_t = net.features(x_s, SOURCE), net.features(x_t, TARGET)  # [B, F] each
-    z_s = net.label_classifier(f_s).float()  # [B, K]
-    d = torch.full((len(f_s) + len(f_t),), TARGET, device=f_s.device)  # [2B]
-    d[: len(f_s)] = SOURCE
-    d_hat = net.domain_classifier(reverse_gradient(torch.cat([f_s, f_t]), lambda_p)).float()  # [2B, 2]
-    losses = {"L_y": F.cross_entropy(z_s, y_s), "L_d": F.cross_entropy(d_hat, d)}
-    if pseudo:
-        labels, mask = pseudo
-        z_t = net.label_classifier(f_t).float()  # [B, K]
-        losses["L_u"] = weight_u * pseudo_label_loss(z_t, labels, mask)
-        losses["pseudo_label_coverage"] = mask.mean()
-        losses["teacher_agreement"] = (z_t.argmax(1) == labels).float().mean()
-    losses["domain_accuracy"] = (d_hat.argmax(1) == d).float().mean()
-    return losses
-
-
-def train_step(optimizer: torch.optim.Optimizer, losses: dict[str, Tensor]) -> None:
-    """One update of theta_f, theta_y and theta_d on the sum of the losses."""
-    loss = torch.stack([value for name, value in losses.items() if name.startswith("L_")]).sum()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-
-
-class Step(nn.Module):
-    """The losses as one forward pass, which is what DistributedDataParallel wraps."""
 
     def __init__(self, net: DANN) -> None:
         super().__init__()
@@ -66,14 +36,116 @@ class Step(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        y: Tensor,
+        x_s: Tensor,
+        y_s: Tensor,
         x_t: Tensor | None = None,
         lambda_p: float = 0.0,
         pseudo: tuple[Tensor, Tensor] | None = None,
         weight_u: float = 1.0,
     ) -> dict[str, Tensor]:
-        """label_loss without target images, adversarial_losses with them."""
+        """L_y of the labelled images; with target images L_d too and, with the teacher's `pseudo` labels, L_u.
+
+        x_s, x_t: uint8 or float [B, 3, H, W] in 0..255, y_s: int64 [B], pseudo: labels int64 [B] and mask float [B] of
+        x_t. Source and target pass BatchNorm apart: each is normalised by its own batch and keeps running statistics of
+        its own. Without x_t the labelled images are those of net.predict_as. L_u is times its weight.
+        """
+        net = self.net
+        f_s = net.features(x_s, SOURCE if x_t is not None else None)  # [B, F]
         if x_t is None:
-            return label_loss(self.net, x, y)
-        return adversarial_losses(self.net, x, y, x_t, lambda_p, pseudo, weight_u)
+            return {"L_y": F.cross_entropy(net.label_classifier(f_s).float(), y_s)}
+        f_t = net.features(x_t, TARGET)  # [B, F]
+        z_s = net.label_classifier(f_s).float()  # [B, K]
+        d_hat = net.domain_classifier(reverse_gradient(torch.cat([f_s, f_t]), lambda_p)).float()  # [2B, 2]
+        L_d, domain_accuracy = domain_loss(d_hat, len(f_s))
+        losses = {"L_y": F.cross_entropy(z_s, y_s), "L_d": L_d, "domain_accuracy": domain_accuracy}
+        if pseudo:
+            labels, mask = pseudo
+            z_t = net.label_classifier(f_t).float()  # [B, K]
+            losses["L_u"] = weight_u * pseudo_label_loss(z_t, labels, mask)
+            losses["pseudo_label_coverage"] = mask.mean()
+            losses["teacher_agreement"] = (z_t.argmax(1) == labels).float().mean()
+        return losses
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    """The sum of the losses, those named L_."""
+    return torch.stack([value for name, value in losses.items() if name.startswith("L_")]).sum()
+
+
+def domain_loss(d_hat: Tensor, count_s: int) -> tuple[Tensor, Tensor]:
+    """L_d = -mean log p(d_i | f_i) over the images of both domains, and the domain classifier's accuracy.
+
+    d_hat: logits float [N, 2], the first `count_s` of them of source images. With equal halves L_d is half of the
+    paper's sum of a mean per domain; the reversal hands G_f the gradient -lambda_p dL_d/df. Source: arXiv 1505.07818,
+    equations 9 and 13 to 15.
+    """
+    d = torch.full((len(d_hat),), TARGET, device=d_hat.device)  # [N]
+    d[:count_s] = SOURCE
+    return F.cross_entropy(d_hat, d), (d_hat.argmax(1) == d).float().mean()
+
+
+def pseudo_label_loss(logits_t: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """L_u = 1/B sum_i mask_i * cross_entropy(logits_i, label_i): images below the confidence threshold count as 0.
+
+    logits_t: float [B, K] of strong views, labels: int64 [B], mask: float [B] of 0 and 1. Source: Sohn et al.,
+    arXiv 2001.07685 (FixMatch), equation 4.
+    """
+    return (F.cross_entropy(logits_t, labels, reduction="none") * mask).mean()
+
+
+def ramp(p: float, end: float) -> float:
+    """Weight 0..1 of the pseudo-labels at progress `p`: exp(-5 (1 - p / end)^2), 1 from `end` on.
+
+    Source: Laine & Aila, arXiv 1610.02242; French et al., arXiv 1706.05208.
+    """
+    return math.exp(-5.0 * (1.0 - min(1.0, p / end)) ** 2)
+
+
+class Teacher:
+    """Mean teacher: an exponential moving average of the network's weights, which labels clean target images.
+
+    net: the average; it is what a run keeps and predicts with. Its BatchNorm statistics are those of clean images, of
+    the target by `label`, of the source by `measure_source`. Source: Tarvainen & Valpola, arXiv 1703.01780; for
+    adaptation French et al., arXiv 1706.05208.
+    """
+
+    def __init__(self, net: DANN, decay: float, threshold: float) -> None:
+        self.net = copy.deepcopy(net).requires_grad_(False).eval()
+        self.norms = [layer for layer in self.net.modules() if isinstance(layer, DomainBatchNorm2d)]
+        self.decay, self.threshold = decay, threshold
+
+    @torch.no_grad()
+    def label(self, x_t: Tensor) -> tuple[Tensor, Tensor]:
+        """Pseudo-labels int64 [B] of clean target images uint8 [B, 3, H, W]; mask float [B], 1 above the threshold.
+
+        The target's BatchNorm statistics move with the batch.
+        """
+        for layer in self.norms:
+            layer.train()  # statistics of this batch, but no dropout
+        q = self.net(x_t, TARGET).float().softmax(1)  # [B, K]
+        self.net.eval()
+        confidence, labels = q.max(1)
+        return labels, (confidence > self.threshold).float()
+
+    @torch.no_grad()
+    def measure_source(self, batches: Iterable[Tensor]) -> None:
+        """BatchNorm statistics of the source anew: the mean of those of clean batches, uint8 [B, 3, H, W] each.
+
+        Only to measure on the source, before a validation: those of its augmented views would set the domains apart.
+        """
+        momentum = [layer.source.momentum for layer in self.norms]
+        for k, x_s in enumerate(batches):
+            for layer in self.norms:
+                layer.train()
+                layer.source.momentum = 1 / (k + 1)
+            self.net.features(x_s, SOURCE)
+        self.net.eval()
+        for layer, value in zip(self.norms, momentum, strict=True):
+            layer.source.momentum = value
+
+    @torch.no_grad()
+    def follow(self, net: nn.Module, step: int) -> None:
+        """theta_teacher <- m theta_teacher + (1 - m) theta; m rises to `decay`, so that the start is soon forgotten."""
+        m = min(self.decay, (step + 1) / (step + 10))
+        for mine, theirs in zip(self.net.parameters(), net.parameters(), strict=True):
+            mine.lerp_(theirs, 1 - m)

@@ -1,22 +1,30 @@
-"""What a trained network is worth: predictions, accuracy, features, and how far apart two domains still are."""
+"""What a trained network is worth: accuracy, proxy A-distance, validation scores that need no label, and warnings.
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+The validation scores (validators) are computed from the network's answers on the target alone. Which of them goes with
+the true accuracy, and where each fails, stands in lab/ with the runs behind it.
+"""
+
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from dataset import Domain
+from dataset import Domain, some_rows
 from model import DANN
 
 EVAL_BATCH = {"cpu": 128}  # 1.0 to 1.09 times the rate of 64, which had 1.4 times that of 512; elsewhere 2048
 MINIMUM = 10  # images of a domain for which a proxy A-distance means anything
+SCORES = ("entropy", "diversity", "information_maximisation", "soft_neighbourhood_density")
+COLLAPSE_SCORE = "information_maximisation"  # the one that ranks the runs of the ablation best
+
+# Answers
 
 
 def predict(
@@ -26,41 +34,22 @@ def predict(
     domain: int | None = None,
     precision: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """Features float32 [N, F] and class probabilities float32 [N, K] on the CPU, computed in float32.
+    """Features float32 [N, F] and class probabilities float32 [N, K] on the CPU.
 
     images: uint8 [N, H, W, 3] of `domain`, whose BatchNorm statistics are used (None: the network's predict_as).
-    batch_size: None for one that suits the device. precision: bfloat16 for a rough answer, see inference.py.
-    Puts the network in evaluation mode for the call: running statistics, no dropout.
+    batch_size: None for one that suits the device. precision: of the forward pass. Puts the network in evaluation mode
+    for the call: running statistics, no dropout.
     """
-
-    @torch.inference_mode()
-    def answer(batch: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(net.device.type, precision, enabled=precision != torch.float32):  # of this thread alone
-            f = net.features(batch.to(net.device).permute(0, 3, 1, 2), domain)  # [B, F]
-            logits = net.label_classifier(f)  # [B, K]
-        return f.float().cpu(), logits.float().softmax(1).cpu()  # [B, F], [B, K]
-
     training = net.training
     net.eval()
-    batches = images.split(batch_size or EVAL_BATCH.get(net.device.type, 2048))
-    threads = torch.get_num_threads() if net.device.type == "cpu" else 1
-    found = list(map(answer, batches)) if threads == 1 else a_thread_each(answer, batches, threads)
+    features, probabilities = [], []
+    with torch.inference_mode(), torch.autocast(net.device.type, precision, enabled=precision != torch.float32):
+        for batch in images.split(batch_size or EVAL_BATCH.get(net.device.type, 2048)):
+            f = net.features(batch.to(net.device).permute(0, 3, 1, 2), domain)  # [B, F]
+            features.append(f.float().cpu())
+            probabilities.append(net.label_classifier(f).float().softmax(1).cpu())  # [B, K]
     net.train(training)
-    features, probabilities = zip(*found, strict=True)
     return torch.cat(features), torch.cat(probabilities)
-
-
-def a_thread_each(work: Callable[[Tensor], Any], batches: Sequence[Tensor], threads: int) -> list[Any]:
-    """Results of `work` on each batch, in order; `threads` batches at a time, a single thread in each.
-
-    A fifth more images a second than all threads on one batch after the other, where they wait for each other in every
-    layer; the numbers are the same to the bit.
-    """
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(work, batches))
-    finally:
-        torch.set_num_threads(threads)  # the setting of threads to come; that of the others is their own
 
 
 @dataclass
@@ -81,9 +70,12 @@ def answers(net: DANN, data: Domain | None, domain: int | None = None) -> Answer
     return Answers(features, probabilities, right / len(data) if right is not None else None)
 
 
-def share_right(found: Answers | None) -> float | None:
+def accuracy_of(found: Answers | None) -> float | None:
     """Accuracy 0..1, None where it was not measured."""
     return found.accuracy if found else None
+
+
+# The distance of the domains
 
 
 def proxy_a_distance(features_s: Tensor, features_t: Tensor, limit: int = 2000, seed: int = 0) -> float:
@@ -110,3 +102,129 @@ def domain_distance(source: Answers | None, target: Answers | None, limit: int =
     if source is None or target is None or min(len(source.features), len(target.features)) < MINIMUM:
         return None
     return proxy_a_distance(source.features, target.features, limit)
+
+
+# Validation scores: each takes class probabilities float32 [N, K] of N target images
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Entropy over the last dimension, in nats: [..., K] -> [...]."""
+    return -torch.special.xlogy(p, p).sum(-1)
+
+
+def soft_neighbourhood_density(p: Tensor, temperature: float = 0.05) -> float:
+    """How densely each image's answer is surrounded by like answers, 0..log(N - 1); higher is better.
+
+    The mean entropy of softmax(S_i / temperature) over the other images j, S_ij the cosine of the probabilities of i
+    and j. N of at least 2. Source: Saito et al., arXiv 2108.10860.
+    """
+    direction = F.normalize(p.double(), dim=1)
+    similarity = direction @ direction.T / temperature  # [N, N]
+    similarity.fill_diagonal_(-math.inf)
+    return entropy(similarity.softmax(1)).mean().item()
+
+
+def validation_scores(p: Tensor, limit: int = 2000) -> dict[str, float]:
+    """All scores of probabilities [N, K]; of `limit` images at most, as the density compares each with each.
+
+    entropy: mean over images, low where the answers are sure. diversity: entropy of the mean answer, log K where all
+    classes are answered alike, 0 when a single one is. information_maximisation: diversity - entropy, the mutual
+    information of image and answer (Gomes et al., NIPS 2010). soft_neighbourhood_density: see there.
+    """
+    p = p[some_rows(len(p), limit)].double()
+    sure, spread = entropy(p).mean().item(), entropy(p.mean(0)).item()
+    return {
+        "entropy": sure,
+        "diversity": spread,
+        "information_maximisation": spread - sure,
+        "soft_neighbourhood_density": soft_neighbourhood_density(p) if len(p) > 1 else 0.0,
+    }
+
+
+def top_class_share(p: Tensor) -> float:
+    """Share 0..1 of the images, of probabilities [N, K], that get the most frequent answer."""
+    return p.argmax(1).bincount().max().item() / len(p)
+
+
+def classes_told_apart(scores: dict[str, Any]) -> float:
+    """How many classes the answers tell apart, 1..K: exp(information_maximisation).
+
+    K where each answer is sure and all are given alike; unsure answers lower it, and so do answers that run together.
+    """
+    return math.exp(scores[COLLAPSE_SCORE])
+
+
+def too_few(scores: dict[str, Any], num_classes: int) -> bool:
+    """Whether the answers tell less than half of the classes apart; of two classes, less than 1.35.
+
+    Sure answers of which nine in ten are the same tell exp(0.33) = 1.38 apart.
+    """
+    return classes_told_apart(scores) < max(1.35, num_classes / 2)
+
+
+def collapse(last: dict[str, Any], num_classes: int) -> list[str]:
+    """What the last line of metrics.jsonl gives cause to doubt in the answers, a sentence each; no label is used.
+
+    By the answers themselves first: those of a network that is unsure of everything spread their probabilities and
+    still may name one class alone.
+    """
+    if last.get("diversity") is None:
+        return []
+    share = last.get("top_class_share") or 0.0
+    if math.exp(last["diversity"]) < 1.05 or share > 0.99:
+        return [
+            "every target image, or nearly every, gets the same answer: the features have collapsed; try another "
+            "--seed, a lower -lr or more steps."
+        ]
+    found = []
+    if too_few(last, num_classes):
+        found.append(
+            f"the answers on the target tell as few as {classes_told_apart(last):.1f} of {num_classes} classes apart "
+            f"(exp of information_maximisation): they are unsure (entropy {last['entropy']:.2f}) or have run together "
+            f"(diversity {last['diversity']:.2f}, at most {math.log(num_classes):.2f}); check some by hand."
+        )
+    if share > max(0.6, min(0.9, 2 / num_classes)):
+        found.append(
+            f"one class gets {share:.0%} of the answers on the target: unless the target is like that, classes have "
+            "merged; compare another --seed."
+        )
+    return found
+
+
+def idle_adversary(
+    lines: list[dict[str, Any]], distance_before: float | None = None, distance: float | None = None
+) -> list[str]:
+    """Whether lambda or the domain classifier did nothing, or nothing of use, to align the domains; by metrics.jsonl.
+
+    A constant domain classifier has L_d = log 2 at best: far above, it is worse than none, and what it sends back is
+    noise. At log 2 it may have been fooled, as was wanted; the proxy A-distances before and after stand beside that.
+    """
+    guess, found = math.log(2), []
+    known = distance_before is not None and distance is not None
+    distances = f" (proxy A-distance {distance_before:.2f} before, {distance:.2f} after)" if known else ""
+    if max(line["lambda"] for line in lines) < 1e-3:
+        found.append(
+            "lambda was 0 in every line, or nearly: nothing was adapted; use more steps, or a larger --lambda_max."
+        )
+    if min(line["L_d"] for line in lines) > guess + 0.1 or lines[-1]["L_d"] > guess + 0.5:
+        found.append(
+            f"the domain classifier does worse than a guess (L_d {lines[-1]['L_d']:.2f}, a guess has 0.69): it does "
+            "not follow the features and nothing was adapted; try a lower -lr."
+        )
+    elif min(line["L_d"] for line in lines) > guess - 0.003:
+        found.append(
+            "the domain classifier never told the domains apart (L_d stayed at log 2 = 0.693): either they are alike"
+            f"{distances}, or it does not learn; compare a run with a lower --lambda_max."
+        )
+    elif len(lines) > 2 and all(stands_still(line, guess) for line in lines[len(lines) // 2 :]):
+        found.append(
+            "the domain classifier no longer tells the domains apart (L_d is log 2 = 0.693 and its accuracy one half "
+            f"since the middle of the run): either they are alike now{distances}, or it has stopped learning; compare "
+            "a run with a lower --lambda_max."
+        )
+    return found
+
+
+def stands_still(line: dict[str, Any], guess: float) -> bool:
+    """Whether the domain classifier of a line answers as if it saw nothing."""
+    return abs(line["L_d"] - guess) < 0.001 and abs((line.get("domain_accuracy") or 0.5) - 0.5) < 0.005

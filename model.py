@@ -17,11 +17,9 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 SOURCE, TARGET = 0, 1
-MOMENTUM = 0.1  # of running statistics: the share of the newest batch
 ARCHITECTURES = ("small", "published")
 
 
@@ -64,86 +62,20 @@ def learning_rate(p: float, peak: float, warmup: float = 0.1) -> float:
 
 
 class DomainBatchNorm2d(nn.Module):
-    """BatchNorm whose weights are shared by the domains, and whose running statistics each domain has for itself.
+    """A BatchNorm for each domain, with running statistics of its own, behind the same weights.
 
-    [B, C, H, W] -> [B, C, H, W], normalised in training by the batch, in evaluation by the running statistics of
-    `domain`, which DANN.features sets before each pass. Source: Li et al., arXiv 1603.04779 (adaptive BatchNorm).
+    [B, C, H, W] -> [B, C, H, W] by the one of `domain`, which DANN.features sets before each pass. Source: Li et al.,
+    arXiv 1603.04779 (adaptive BatchNorm).
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.domain = TARGET
-        self.momentum = MOMENTUM
-        self.synced = False  # whether a training batch is that of all processes together, see parallel.py
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        for suffix in "st":
-            self.register_buffer(f"running_mean_{suffix}", torch.zeros(channels))
-            self.register_buffer(f"running_var_{suffix}", torch.ones(channels))
-
-    def statistics(self, domain: int) -> tuple[Tensor, Tensor]:
-        """Running mean [C] and variance [C] of a domain."""
-        suffix = "st"[domain]
-        return getattr(self, f"running_mean_{suffix}"), getattr(self, f"running_var_{suffix}")
+        self.source, self.target = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+        self.target.weight, self.target.bias = self.source.weight, self.source.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, var = self.statistics(self.domain)
-        if self.synced and self.training:
-            return self.normalise_over_ranks(x, mean, var)
-        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum)
-
-    def normalise_over_ranks(self, x: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
-        """BatchNorm by mean and variance of the equal shares of all ranks; the gradient flows through both of them."""
-        import torch.distributed as dist  # here, as some builds of torch do without
-        from torch.distributed.nn.functional import all_reduce
-
-        wide, world = x.float(), dist.get_world_size()
-        own = torch.stack([wide.mean((0, 2, 3)), wide.square().mean((0, 2, 3))])  # [2, C]
-        mean, square = all_reduce(own) / world
-        var = square - mean.square()
-        with torch.no_grad():
-            count = world * x.numel() / len(mean)
-            running_mean.lerp_(mean, self.momentum)
-            running_var.lerp_(var * (count / (count - 1)), self.momentum)
-        scale = self.weight * torch.rsqrt(var + 1e-5)
-        shift = self.bias - mean * scale
-        return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
-
-
-class Conv2d(nn.Conv2d):
-    """A convolution that keeps to its input's layout, oneDNN's too (to_onednn), where torch's refuses bfloat16."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not x.is_mkldnn:
-            return super().forward(x)
-        assert self.bias is not None
-        assert not isinstance(self.padding, str)
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return torch.mkldnn_convolution(x, weight, bias, self.padding, self.stride, self.dilation, self.groups)
-
-
-class ToDense(nn.Module):
-    """The same tensor in torch's own layout again, where it is in oneDNN's."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.to_dense() if x.is_mkldnn else x
-
-
-def to_onednn(x: Tensor) -> Tensor:
-    """Images [B, C, H, W] on an x86 CPU -> the same in oneDNN's layout and autocast's dtype; else unchanged.
-
-    BatchNorm and pooling that follow a convolution are then oneDNN's as well, forwards and backwards in a quarter to a
-    half of the time of torch's own (NOTES.md, "Speed of training"). The numbers agree to the rounding of the dtype.
-    float32 and bfloat16 alone, and bfloat16 only where oneDNN has it: other images are returned unchanged, too.
-    """
-    mkldnn = torch.backends.mkldnn
-    if x.device.type != "cpu" or not (mkldnn.is_available() and mkldnn.enabled):
-        return x
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    known = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if not known or not torch.backends.cpu.get_cpu_capability().startswith("AVX"):  # faster there; not tried elsewhere
-        return x
-    return x.to_mkldnn(dtype)
+        return (self.source, self.target)[self.domain](x)
 
 
 class DANN(nn.Module):
@@ -194,19 +126,11 @@ class DANN(nn.Module):
         return (x - mean) / (deviation + 0.25)
 
     def features(self, images: Tensor, domain: int | None = None) -> Tensor:
-        """Images uint8 [B, 3, H, W] of `domain` (None: predict_as) -> features [B, F].
-
-        Between the layers of `published` tensors may be in oneDNN's layout: in training, and in a bfloat16 evaluation
-        without gradients. Evaluation in float32 keeps to torch's layout, as an exported network does.
-        """
+        """Images uint8 [B, 3, H, W] of `domain` (None: predict_as) -> features [B, F]."""
         for layer in self.feature_extractor.modules():
             if isinstance(layer, DomainBatchNorm2d):
                 layer.domain = self.predict_as if domain is None else domain
-        x = self.preprocess(images)
-        rough = torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()
-        if self.arch == "published" and (self.training or rough):
-            x = to_onednn(x)
-        return self.feature_extractor(x)
+        return self.feature_extractor(self.preprocess(images))
 
     def forward(self, images: Tensor, domain: int | None = None) -> Tensor:
         """Images uint8 [B, 3, H, W] of `domain` (None: predict_as) -> label logits [B, K]."""
@@ -216,15 +140,14 @@ class DANN(nn.Module):
 def _published(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
     """The public implementation's layers, F = 800. Dropout2d comes before the pooling there; it commutes."""
     feature_extractor = nn.Sequential(
-        Conv2d(3, 64, 5),
+        nn.Conv2d(3, 64, 5),
         DomainBatchNorm2d(64),
         nn.MaxPool2d(2),
         nn.ReLU(),  # [B, 64, 12, 12]
-        Conv2d(64, 50, 5),
+        nn.Conv2d(64, 50, 5),
         DomainBatchNorm2d(50),
         nn.MaxPool2d(2),
         nn.ReLU(),  # [B, 50, 4, 4]
-        ToDense(),
         nn.Dropout2d(),
         nn.Flatten(),  # [B, 800]
     )

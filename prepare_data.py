@@ -33,10 +33,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-
 from real_digits import NEEDED, pooled, prepare
 from real_digits import __doc__ as real_doc
 from sample_digits import sampled
+
 from utils import SEED, Parser, UserError, bounded, run_script
 
 SPLITS = ("train", "val")

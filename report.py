@@ -1,9 +1,9 @@
 """Compare runs, and rebuild the README's tables from results/*.json.
 
-    python report.py runs/source_usps_paper_seed0 runs/dann_usps_paper_seed0
+    python report.py runs/source_usps_tuned_seed0 runs/dann_usps_tuned_seed0
     python report.py --readme README.md
-    python report.py --add runs/dann_usps_paper_seed0
-    python report.py --ship runs/dann_usps_paper_seed0
+    python report.py --add runs/dann_usps_tuned_seed0
+    python report.py --ship runs/dann_usps_tuned_seed0
 
 The first prints a table of the runs named, with the arguments in which they
 differ, and draws their curves into one figure, comparison.png beside the first
@@ -17,9 +17,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from checkpoint import load_checkpoint
 from ladder import ladder_table, sign_points, signs_table
-from plots import draw_curves, draw_signs
 from records import COMPARED, NUMBER, SHARE, check_values, read_json, read_metrics, write_json
 from tables import (
     accuracy_table,
@@ -29,6 +27,9 @@ from tables import (
     soak_lines,
     speed_tables,
 )
+
+from plots import draw_curves, draw_signs
+from runs import load_checkpoint
 from utils import Parser, UserError, atomic_path, run_script, save_checkpoint, shown
 
 # Arguments in which runs may differ that a gain is stated of

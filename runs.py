@@ -1,65 +1,59 @@
-"""Run folders: what a run is between two validations, how it is kept on disk, and how it is gone on from."""
+"""A run on disk: its folder and lock, its JSON files and log, its checkpoints, and how it is resumed.
 
-import argparse
+A run folder holds args.json, metrics.jsonl, last.pt, the figures and, once all is done, result.json. A checkpoint is
+{model, model_args, args, step, metrics, versions, resume}, tensors and plain values only: `model` is the flat
+state_dict that predicts, `model_args` builds the network, `args["classes"]` names its classes, `resume` holds what to
+continue needs besides. Checkpoints of the published implementation, whole pickled modules, are read too, without
+running code from them.
+"""
+
 import contextlib
 import errno
+import io
+import json
 import os
+import pickle
 import re
+import shutil
+import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from checkpoint import check_weights
 from dataset import Domain
-from metrics import Answers
-from model import DANN
-from parallel import Ranks
-from records import read_json
-from strong import Teacher
-from utils import UserError, remove_parts, save_checkpoint, versions
+from losses import Teacher
+from model import DANN, SOURCE, TARGET
+from utils import UserError, atomic_path, naming, remove_parts, versions
 
-
-@dataclass
-class Data:
-    """What a mode reads: `labelled` trains G_y, `unlabelled` (dann only) has no label, the rest is for measuring.
-
-    target_sample: of a target without a labelled val set, images on which what needs no label is measured.
-    """
-
-    classes: list[str]
-    labelled: Domain
-    unlabelled: Domain | None
-    source_val: Domain | None
-    target_val: Domain | None
-    target_sample: Domain | None = None
+MAX_BYTES = 2 << 30  # a checkpoint that unpacks to more is taken for an archive made to fill the memory
+KEYS = {"model", "model_args", "args", "step", "metrics", "versions", "resume"}
+FORMAT = 2  # of what a run writes, in its `args`; files without one are of before, see `modern`
+NUMBER: tuple[type, ...] = (int, float)
+MAYBE: tuple[type, ...] = (int, float, type(None))
 
 
 @dataclass
 class Run:
     """State of a run between two validations; what `last.pt` holds and `--resume` restores."""
 
-    args: argparse.Namespace
     folder: Path
-    data: Data
+    args: dict[str, Any]  # plain values, with `classes`: what args.json and the checkpoints state
     net: DANN
     optimizer: torch.optim.Optimizer
-    precision: torch.dtype
     total_steps: int
     teacher: Teacher | None = None
-    ranks: Ranks = field(default_factory=Ranks)
+    fingerprint: int = 0  # of the data, see there
     step: int = 0
     seconds_before: float = 0.0  # of the runs that this one resumes
     training_seconds: float = 0.0
     images_seen: int = 0
     distance_before: float | None = None
     kept: list[dict[str, Any]] = field(default_factory=list)  # beside last.pt: {score, step, name}
-    measured: dict[str, Answers | None] = field(default_factory=dict)  # of both val sets, at the last validation
-    measured_step: int = -1
-    fingerprint: int = 0  # of the data, see there
 
     @property
     def predictor(self) -> DANN:
@@ -67,23 +61,34 @@ class Run:
         return self.teacher.net if self.teacher else self.net
 
 
-def open_folder(args: argparse.Namespace) -> Path:
-    """Folder of this run, not yet made: a default name that exists gets -2, -3; a given one is refused."""
-    folder = args.save_dir / args.run_name
+# The folder
+
+
+def open_folder(save_dir: Path, name: str, resume: bool, numbered: bool) -> Path:
+    """Folder of this run, not yet made; where it exists, with `numbered`, the name gets -2, -3, else it is refused."""
+    folder = save_dir / name
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"run folder {folder}: {place} is a file; choose another --save_dir or --run_name.")
-    if args.resume or not folder.exists():
+    if resume or not folder.exists():
         return folder
-    if not args.default_name:
+    if not numbered:
         raise UserError(
-            f"run folder {folder} exists and is not overwritten; choose another --run_name, or go on in it "
+            f"run folder {folder} exists and is not overwritten; choose another --run_name, or continue it "
             "with --resume."
         )
     number = 2
-    while (args.save_dir / f"{args.run_name}-{number}").exists():
+    while (save_dir / f"{name}-{number}").exists():
         number += 1
-    return args.save_dir / f"{args.run_name}-{number}"
+    return save_dir / f"{name}-{number}"
+
+
+def make_folder(folder: Path, resume: bool) -> None:
+    """Make a run's folder; UserError when another run has taken the name since `open_folder` looked."""
+    try:
+        folder.mkdir(parents=True, exist_ok=resume)
+    except FileExistsError as error:
+        raise UserError(f"run folder {folder} was made by another run just now; start this one again.") from error
 
 
 @contextlib.contextmanager
@@ -112,32 +117,393 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def make_folder(folder: Path, resume: bool) -> None:
-    """Make a run's folder; UserError when another run has taken the name since `open_folder` looked."""
+# JSON files
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as readable JSON, whole or not at all."""
+    with atomic_path(path) as part:
+        part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, **kinds: tuple[type, ...] | type) -> dict[str, Any]:
+    """Read a JSON object; UserError when it is absent, no JSON, or a key of `kinds` is missing or of another kind."""
     try:
-        folder.mkdir(parents=True, exist_ok=resume)
-    except FileExistsError as error:
-        raise UserError(f"run folder {folder} was made by another run just now; start this one again.") from error
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable as JSON ({error}); restore it or name another run.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a JSON object; restore it or choose another run folder.")
+    check_kinds(path, found, **kinds)
+    return found
 
 
-def plain_args(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments as plain values, for args.json, checkpoints and results."""
+def check_kinds(place: Path | str, found: dict[str, Any], **kinds: tuple[type, ...] | type) -> None:
+    """UserError that names file and key where a value of `found` is missing or not of the kind that is stated."""
+    for key, kind in kinds.items():
+        if key not in found:
+            raise UserError(f"{place} has no {key}; restore the file.")
+        value = found[key]
+        if not isinstance(value, kind) or value is True or (isinstance(value, (int, float)) and not abs(value) < 1e15):
+            raise UserError(f"{place}: {key} cannot be {json.dumps(value)[:40]}; restore the file.")
+
+
+# The log
+
+
+def summary_writer() -> Any:
+    """TensorBoard's writer class; UserError where the package is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "--tensorboard needs the package tensorboard; run pip install tensorboard, or leave the flag out: "
+            "metrics.jsonl has the same numbers."
+        ) from error
+    return SummaryWriter
+
+
+class RunLog:
+    """metrics.jsonl of a run folder: one line per validation, flushed as it is written.
+
+    `keep_until` drops the lines after that step, which a resumed run will write again. `tensorboard`: the same numbers
+    go to event files in the folder tensorboard beside it, written anew from the lines that are kept.
+    """
+
+    def __init__(self, path: Path, keep_until: int, tensorboard: bool = False) -> None:
+        self.path = path
+        self.lines = [line for line in read_metrics(path) if line["step"] <= keep_until]
+        with atomic_path(path) as part:
+            part.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
+        self.board = None
+        if tensorboard:
+            events = path.parent / "tensorboard"
+            shutil.rmtree(events, ignore_errors=True)
+            self.board = summary_writer()(str(events))
+            for line in self.lines:
+                self.show(line)
+
+    def write(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+        with naming(self.path):
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+            os.fsync(self.file.fileno())  # on the disk before the checkpoint that counts on it
+        self.show(line)
+
+    def show(self, line: dict[str, Any]) -> None:
+        """Put the numbers of a line on the board, where there is one."""
+        if self.board:
+            for name, value in line.items():
+                if name != "step" and value is not None:
+                    self.board.add_scalar(name, value, line["step"])
+            self.board.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of a full disk, which `write` has told
+            self.file.close()
+        if self.board:
+            self.board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl up to the first that is none, such as a last one that a killed run left half written.
+
+    Raises UserError for a line with anything but numbers where numbers belong: that is no half of a line.
+    """
+    lines: list[dict[str, Any]] = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                break
+            if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+                break
+            check_kinds(f"{path} line {len(lines) + 1}", line, **dict.fromkeys(line, MAYBE))
+            lines.append(line)
+    return lines
+
+
+# Checkpoints
+
+
+class PickledModule:
+    """Stand-in for each module class that a published file names: it only holds the attributes, it runs nothing."""
+
+    _parameters: dict[str, Tensor]
+    _buffers: dict[str, Tensor]
+    _modules: dict[str, "PickledModule"]
+
+
+# What the published files name, and nothing else; `src.dann.CNNModel` is their own class (torch 1.12).
+PUBLISHED_CLASSES = ["src.dann.CNNModel"] + [
+    f"torch.nn.modules.{name}"
+    for name in (
+        "container.Sequential",
+        "conv.Conv2d",
+        "batchnorm.BatchNorm2d",
+        "batchnorm.BatchNorm1d",
+        "pooling.MaxPool2d",
+        "activation.ReLU",
+        "dropout.Dropout2d",
+        "dropout.Dropout",
+        "linear.Linear",
+    )
+]
+PUBLISHED_PARTS = {
+    "feature": "feature_extractor",
+    "class_classifier": "label_classifier",
+    "domain_classifier": "domain_classifier",
+}
+
+
+def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write a checkpoint {model, model_args, args, step, metrics, versions, resume} whole or not at all."""
+    content = io.BytesIO()
+    torch.save(checkpoint, content)  # into memory: on a full disk torch would end in a RuntimeError about positions
+    with atomic_path(path) as part:
+        part.write_bytes(content.getbuffer())
+
+
+def make_checkpoint(run: Run, metrics: dict[str, Any], with_resume: bool) -> dict[str, Any]:
+    resume = {
+        "optimizer": run.optimizer.state_dict(),
+        "kept": run.kept,
+        "seconds": metrics["seconds"],
+        "training_seconds": run.training_seconds,
+        "images_seen": run.images_seen,
+        "distance_before": run.distance_before,
+        "data": run.fingerprint,
+        "student": run.net.state_dict() if run.teacher else None,
+    }
     return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in vars(args).items()
-        if name not in ("resume", "default_name")
+        "model": run.predictor.state_dict(),
+        "model_args": run.net.arguments,
+        "args": run.args,
+        "step": run.step,
+        "metrics": metrics,
+        "versions": versions(),
+        "resume": resume if with_resume else None,
     }
 
 
+def save_run(run: Run, metrics: dict[str, Any], select: str, topk: int, candidate: bool) -> None:
+    """Write the `topk` kept checkpoints, then last.pt, and only then delete those that fell out of the top K.
+
+    candidate: whether `select` may choose this step; one that Ctrl-C added is none, or it would change the result.
+    """
+    dropped: list[dict[str, Any]] = []
+    if candidate and topk and metrics["step"] not in [entry["step"] for entry in run.kept]:
+        score = metrics["step"] if select == "last" else metrics[f"{select}_accuracy"]
+        run.kept.append({"score": score, **at_step(run.step)})
+        run.kept.sort(key=lambda entry: (-entry["score"], entry["step"]))
+        run.kept, dropped = run.kept[:topk], run.kept[topk:]
+        if any(entry["step"] == run.step for entry in run.kept):
+            save_checkpoint(run.folder / at_step(run.step)["name"], make_checkpoint(run, metrics, False))
+    save_checkpoint(run.folder / "last.pt", make_checkpoint(run, metrics, True))
+    for entry in dropped:
+        (run.folder / entry["name"]).unlink(missing_ok=True)
+
+
+def at_step(step: int) -> dict[str, Any]:
+    """Step and file name of a kept checkpoint: a name that is made here, as it will be deleted one day."""
+    return {"step": step, "name": f"step{step:07d}.pt"}
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """File behind `--checkpoint`: a file itself; of a run folder the selected one, else last.pt.
+
+    Raises UserError when nothing is there.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"--checkpoint {path} does not exist; name a run folder or a checkpoint file.")
+    names = []
+    if (path / "result.json").is_file():
+        names.append(Path(read_json(path / "result.json", checkpoint=str)["checkpoint"]).name)
+    for name in [*names, "last.pt"]:
+        if (path / name).is_file():
+            return path / name
+    alone = sorted(path.glob("*.pt"))
+    if len(alone) == 1:
+        return alone[0]
+    there = ", ".join(file.name for file in alone) or "no .pt file"
+    runs = sorted(file.parent.name for file in path.glob("*/last.pt"))
+    some = f"{', '.join(runs[:4])}{', ...' if len(runs) > 4 else ''}"
+    which = f"one of the runs in it ({some})" if runs else "one checkpoint file"
+    raise UserError(f"--checkpoint {path} holds no last.pt ({there}); name {which}.")
+
+
+def check_size(path: Path) -> None:
+    """UserError for an empty file, or one that would unpack to more than MAX_BYTES: torch reads what its index says."""
+    size = path.stat().st_size
+    if size == 0:
+        raise UserError(f"{path} is empty; fetch or train it again.")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = max(size, sum(entry.file_size for entry in archive.infolist()))
+    if size > MAX_BYTES:
+        raise UserError(f"{path} unpacks to {size:,} bytes, more than {MAX_BYTES:,}: no checkpoint of this program.")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours or of the published implementation into our format, on the CPU.
+
+    Only tensors and plain values are read. Raises UserError for a file that is damaged, names any other class, or is
+    no checkpoint of this program.
+    """
+    try:
+        check_size(path)
+        with torch.serialization.safe_globals([(PickledModule, name) for name in PUBLISHED_CLASSES]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors and plain values and was not read ({_first_reason(error)}); "
+            "use a checkpoint of train.py or of download.sh."
+        ) from error
+    except Exception as error:  # torch and pickle raise nearly anything on a damaged file
+        raise UserError(
+            f"{path} is not a readable checkpoint ({_first_reason(error)}); fetch or train it again."
+        ) from error
+    if isinstance(content, PickledModule):
+        return _from_published(path, content)
+    if not isinstance(content, dict) or not set(content) >= KEYS:
+        raise UserError(f"{path} is not a checkpoint of this program; use one of train.py or of download.sh.")
+    if isinstance(content["args"], dict):
+        content["args"] = modern_args(content["args"])
+    if isinstance(content["model"], dict):
+        content["model"] = modern(content["model"])
+    return content
+
+
+def modern_args(args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with the names of today: before format 2 the recipe `tuned` was called `paper`."""
+    if args.get("format") is not None:
+        return args
+    without = ["distractors" if part == "neighbours" else part for part in args.get("without") or []]
+    return {**args, "recipe": "tuned" if args.get("recipe") == "paper" else args.get("recipe"), "without": without}
+
+
+def modern(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state_dict with the names of today: before format 2 the domains' BatchNorm was not a pair of torch's."""
+    old = {name.removesuffix("running_mean_s") for name in state if str(name).endswith(".running_mean_s")}
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        layer, what = name[: name.rfind(".") + 1], name[name.rfind(".") + 1 :]
+        if layer not in old:
+            found[name] = value
+            continue
+        for domain in ("source", "target"):
+            if what in ("weight", "bias") or what.endswith(f"_{domain[0]}"):
+                found[f"{layer}{domain}.{what.removesuffix(f'_{domain[0]}')}"] = value
+            found[f"{layer}{domain}.num_batches_tracked"] = torch.tensor(0)
+    return found
+
+
+def _first_reason(error: Exception) -> str:
+    """The sentence of torch's message that names the cause, without its advice to read the file none the less."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if "GLOBAL" in line or "Unsupported" in line or "nsupported" in line]
+    line = (named or lines or [type(error).__name__])[0].removeprefix("WeightsUnpickler error: ")
+    return line.split(". ")[0][:160].rstrip(".:")
+
+
+def _flatten(module: PickledModule, prefix: str) -> dict[str, Tensor]:
+    """Tensors of a stand-in, children numbered in their order: the state_dict of a plain nn.Sequential."""
+    named = {**module._parameters, **module._buffers}
+    tensors = {prefix + name: value.detach() for name, value in named.items() if value is not None}
+    for i, child in enumerate(module._modules.values()):
+        tensors.update(_flatten(child, f"{prefix}{i}."))
+    return tensors
+
+
+def _from_published(path: Path, module: PickledModule) -> dict[str, Any]:
+    try:
+        state: dict[str, Tensor] = {}
+        for theirs, ours in PUBLISHED_PARTS.items():
+            state.update(_flatten(module._modules[theirs], f"{ours}."))
+        for name in [name for name in state if name.startswith("feature_extractor.") and "running_" in name]:
+            state[f"{name}_s"] = state[f"{name}_t"] = state.pop(name)  # one set of statistics, for both domains
+            state.pop(f"{name.rsplit('.', 1)[0]}.num_batches_tracked", None)
+        num_classes = int(state["label_classifier.7.weight"].shape[0])
+    except (AttributeError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise UserError(
+            f"{path} is a pickled module of another architecture than the published one; "
+            "use a checkpoint of train.py or of download.sh."
+        ) from error
+    return weights_only(modern(state), {"num_classes": num_classes, "arch": "published", "size": 28})
+
+
+def weights_only(state: dict[str, Tensor], model_args: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint of weights of which no run is known; its classes are called 0, 1, 2 ..."""
+    return {
+        "model": state,
+        "model_args": model_args,
+        "args": {"classes": [str(k) for k in range(model_args["num_classes"])]},
+        "step": 0,
+        "metrics": {},
+        "versions": {},
+        "resume": None,
+    }
+
+
+def check_weights(state: dict[str, Tensor], model_args: dict[str, Any]) -> None:
+    """ValueError for weights that are not those of the stated network, before memory is taken for one of any size."""
+    size, predict_as = model_args.get("size", 28), model_args.get("predict_as", TARGET)
+    if type(size) is not int or size not in range(8, 257):
+        raise ValueError("its size is not 8 to 256")
+    if type(predict_as) is not int or predict_as not in (SOURCE, TARGET):
+        raise ValueError("it predicts as no domain")
+    with torch.device("meta"):  # shapes alone
+        wanted = DANN(**model_args).state_dict()
+    if not isinstance(state, dict) or state.keys() != wanted.keys():
+        other = sorted(map(repr, set(state) ^ wanted.keys())) if isinstance(state, dict) else ["no dictionary"]
+        raise ValueError(f"{len(other)} names of weights differ, such as {other[0]}")
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or value.shape != wanted[name].shape:
+            shape = list(value.shape) if isinstance(value, Tensor) else "no tensor"
+            raise ValueError(f"{name} is {shape}, not {list(wanted[name].shape)}")
+        if not value.isfinite().all() or ("running_var" in name and value.min() < 0):
+            raise ValueError(f"{name} holds a number that is not finite, or a variance below 0")
+
+
+def build_network(path: Path, checkpoint: dict[str, Any], device: torch.device) -> tuple[DANN, list[str]]:
+    """Network of a checkpoint in evaluation mode on `device`, and its class names.
+
+    Raises UserError when the weights do not fit the architecture that the file states, or are no finite numbers.
+    """
+    try:
+        check_weights(checkpoint["model"], checkpoint["model_args"])
+        net = DANN(**checkpoint["model_args"])
+        net.load_state_dict(checkpoint["model"])
+        classes = checkpoint["args"]["classes"] if isinstance(checkpoint["args"], dict) else None
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise ValueError("the class names are no list of words")
+        if len(classes) != checkpoint["model_args"]["num_classes"]:
+            raise ValueError(f"{len(classes)} class names for {checkpoint['model_args']['num_classes']} classes")
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
+        raise UserError(
+            f"{path}: the weights do not fit the network that the file states "
+            f"({_first_reason(error)}); train or fetch it again."
+        ) from error
+    return net.to(device).eval(), classes
+
+
+# Resuming
+
+
 STEP_FILE = re.compile(r"step\d{7,}\.pt")
-# May differ when a run is gone on with. When it validates does not touch the weights, only what --select chooses from.
+# May differ when a run is resumed. When it validates does not touch the weights, only what --select chooses from.
 IRRELEVANT = {"num_workers", "save_dir", "data_root", "run_name", "device", "tensorboard"}
 
 
-def check_same_run(folder: Path, args: argparse.Namespace) -> None:
-    """UserError when --resume asks for another run than the folder holds."""
-    before, now = read_json(folder / "args.json"), plain_args(args)
-    free = IRRELEVANT | ({"val_period"} if args.select == "last" else set())
+def check_same_run(folder: Path, now: dict[str, Any]) -> None:
+    """UserError when --resume asks for another run than the folder holds. now: the arguments as plain values."""
+    before = modern_args(read_json(folder / "args.json"))
+    free = IRRELEVANT | ({"val_period"} if now["select"] == "last" else set())
     other = [name for name, value in now.items() if name not in free and (before.get(name) or None) != (value or None)]
     if other:
         names = ", ".join(f"{name} (was {before.get(name)}, is {now[name]})" for name in other)
@@ -148,15 +514,16 @@ def check_same_run(folder: Path, args: argparse.Namespace) -> None:
 
 
 def restore(run: Run, checkpoint: dict[str, Any]) -> None:
-    """Take up weights, optimizer and counters of a checkpoint; UserError when it cannot be gone on from."""
+    """Take up weights, optimizer and counters of a checkpoint; UserError when it cannot be resumed."""
     path, state = run.folder / "last.pt", checkpoint["resume"]
-    if state is None or not isinstance(checkpoint["args"], dict) or checkpoint["args"]["classes"] != run.data.classes:
+    args = checkpoint["args"]
+    if state is None or not isinstance(args, dict) or args["classes"] != run.args["classes"]:
         raise UserError(
-            f"{path} cannot be gone on from: it is of other classes or holds no optimizer; use another --run_name."
+            f"{path} cannot be resumed: it is of other classes or holds no optimizer; use another --run_name."
         )
     try:
         check_weights(checkpoint["model"], run.net.arguments)
-        run.net.load_state_dict(state["student"] if run.teacher else checkpoint["model"])
+        run.net.load_state_dict(modern(state["student"]) if run.teacher else checkpoint["model"])
         run.optimizer.load_state_dict(state["optimizer"])
         if run.teacher:
             run.teacher.net.load_state_dict(checkpoint["model"])
@@ -168,69 +535,19 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
         raise UserError(f"{path} is of another network than this run's; use another --run_name.") from error
     if state.get("data", run.fingerprint) != run.fingerprint:
         raise UserError(
-            f"{path} cannot be gone on from: the images or labels that it was trained on have changed; restore them or "
-            "use another --run_name."
+            f"{path} cannot be resumed: the images or labels that it was trained on have changed; restore them or use "
+            "another --run_name."
         )
     for file in run.folder.glob("step*.pt"):  # of a run killed between last.pt and the removal of what fell out
         if STEP_FILE.fullmatch(file.name) and file.name not in [entry["name"] for entry in run.kept]:
             file.unlink()
 
 
-def at_step(step: int) -> dict[str, Any]:
-    """Step and file name of a kept checkpoint: a name that is made here, as it will be deleted one day."""
-    return {"step": step, "name": f"step{step:07d}.pt"}
-
-
-def fingerprint(data: Data) -> int:
-    """CRC-32 of the pixels and labels that a run trains on."""
-    images = [domain.images for domain in (data.labelled, data.unlabelled) if domain is not None]
+def fingerprint(labels: Tensor | None, domains: Iterable[Domain | None]) -> int:
+    """CRC-32 of the labels and pixels that a run trains on."""
     crc = 0
-    for tensor in (data.labelled.labels, *images):
+    for tensor in (labels, *(domain.images for domain in domains if domain is not None)):
         if tensor is not None:
             content: Any = tensor.contiguous().numpy()
             crc = zlib.crc32(content, crc)
     return crc
-
-
-def make_checkpoint(run: Run, metrics: dict[str, Any], with_resume: bool) -> dict[str, Any]:
-    resume = (
-        {
-            "optimizer": run.optimizer.state_dict(),
-            "kept": run.kept,
-            "seconds": metrics["seconds"],
-            "training_seconds": run.training_seconds,
-            "images_seen": run.images_seen,
-            "distance_before": run.distance_before,
-            "data": run.fingerprint,
-            "student": run.net.state_dict() if run.teacher else None,
-        }
-        if with_resume
-        else None
-    )
-    return {
-        "model": run.predictor.state_dict(),
-        "model_args": run.net.arguments,
-        "args": {**plain_args(run.args), "classes": run.data.classes},
-        "step": run.step,
-        "metrics": metrics,
-        "versions": versions(),
-        "resume": resume,
-    }
-
-
-def save_run(run: Run, metrics: dict[str, Any], candidate: bool) -> None:
-    """Write the kept checkpoints, then last.pt, and only then delete those that fell out of the top K.
-
-    candidate: whether --select may choose this step; one that Ctrl-C added is none, or it would change the result.
-    """
-    dropped: list[dict[str, Any]] = []
-    if candidate and run.args.topk and metrics["step"] not in [entry["step"] for entry in run.kept]:
-        score = metrics["step"] if run.args.select == "last" else metrics[f"{run.args.select}_accuracy"]
-        run.kept.append({"score": score, **at_step(run.step)})
-        run.kept.sort(key=lambda entry: (-entry["score"], entry["step"]))
-        run.kept, dropped = run.kept[: run.args.topk], run.kept[run.args.topk :]
-        if any(entry["step"] == run.step for entry in run.kept):
-            save_checkpoint(run.folder / f"step{run.step:07d}.pt", make_checkpoint(run, metrics, False))
-    save_checkpoint(run.folder / "last.pt", make_checkpoint(run, metrics, True))
-    for entry in dropped:
-        (run.folder / entry["name"]).unlink(missing_ok=True)

@@ -17,6 +17,7 @@ import contextlib
 import shlex
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,27 +25,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import flags
+import config
 from augment import views
-from checkpoint import load_checkpoint
-from dataset import Batches, Domain, class_names, drop_foreign_labels, list_split, read_domain
-from flags import RECIPES, Recipe, parts_of
-from losses import Step, train_step
-from metrics import answers, domain_distance, share_right
+from config import Settings, read_settings
+from dataset import Batches, Domain, class_names, drop_foreign_labels, list_split, read_domain, some_rows
+from losses import LOGGED, PSEUDO_LABEL_MEASURES, Objective, Teacher, ramp, total
+from metrics import (
+    SCORES,
+    Answers,
+    accuracy_of,
+    answers,
+    collapse,
+    domain_distance,
+    idle_adversary,
+    top_class_share,
+    validation_scores,
+)
 from model import DANN, SOURCE, TARGET, lambda_schedule, learning_rate
-from parallel import Ranks, join
 from plots import draw_confusion, draw_curves, draw_mistakes
-from records import RunLog, read_json, write_json
-from runs import Data, Run, check_same_run, fingerprint, locked, make_folder, open_folder, plain_args, restore, save_run
-from signs import SIGNS, collapse, idle_adversary, label_free_signs, some_rows, top_class_share
-from strong import TEACHER_SIGNS, Teacher, ramp
+from runs import (
+    FORMAT,
+    Run,
+    RunLog,
+    check_same_run,
+    fingerprint,
+    load_checkpoint,
+    locked,
+    make_folder,
+    open_folder,
+    read_json,
+    restore,
+    save_run,
+    write_json,
+)
 from utils import (
     InterruptFlag,
     Progress,
+    Ranks,
     UserError,
     choose_device,
     choose_precision,
     describe_device,
+    join_ranks,
     keep_freed_memory,
     run_script,
     seed_step,
@@ -52,302 +74,378 @@ from utils import (
     versions,
 )
 
-ALONE = Ranks()
-SIGN_IMAGES = 2000  # of a target without a labelled val set, on which what needs no label is measured
+SAMPLE_IMAGES = 2000  # of a target without a labelled val set, on which what needs no label is measured
 SOURCE_BATCHES = 20  # the last ones, on which a teacher's statistics of the source are measured
-LOGGED = ("L_y", "L_d", "L_u", "domain_accuracy", *TEACHER_SIGNS)  # means of the steps
+FINITE_EVERY = 50  # steps between two looks at the losses on a GPU: each look waits for it
 
 
 def build_parser() -> argparse.ArgumentParser:
-    return flags.build_parser(__doc__)
+    return config.build_parser(__doc__)
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The arguments, complete; UserError for those that contradict each other."""
-    return flags.complete(build_parser(), argv)
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Train one run; returns its result and `folder`, or {"folder", "interrupted"} after Ctrl-C."""
+    began = time.monotonic()
+    settings = read_settings(build_parser().parse_args(argv))
+    command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
+    device = choose_device(settings.device)
+    with contextlib.ExitStack() as held:
+        ranks = held.enter_context(join_ranks(device))
+        settings = settings.over(ranks.world)
+        if ranks.world > 1:
+            command = command.replace("python", f"torchrun --nproc-per-node {ranks.world}", 1)
+        folder = open_folder(settings.save_dir, settings.run_name, settings.resume, settings.numbered)
+        folder = ranks.from_main(folder)
+        if settings.resume and (folder / "args.json").exists():
+            check_same_run(folder, settings.plain())
+        if settings.resume and (folder / "result.json").exists():
+            result = read_json(folder / "result.json")
+            print(f"{folder} is finished, nothing to do.\n{folder}")
+            return {**result, "folder": str(folder)}
+        data = load_data(settings)
+        if ranks.main:
+            make_folder(folder, settings.resume)
+            held.enter_context(locked(folder))
+        run = start_run(settings, folder, data, device, ranks)
+        ranks.from_main(None)  # the folder stands and is locked
+        log = None
+        if ranks.main:
+            log = held.enter_context(
+                contextlib.closing(RunLog(folder / "metrics.jsonl", run.step, settings.tensorboard))
+            )
+        measured = train(run, data, settings, ranks, log, began)
+        if run.step < run.total_steps or log is None:
+            return stopped(run, settings, command, ranks)
+        result = finish(run, data, settings, log, measured, began, command)
+    print(
+        f"{settings.train_mode}: target val accuracy {shown(result['target_val_accuracy'], 5)}, "
+        f"source val accuracy {shown(result['source_val_accuracy'], 5)}, {result['seconds']:.0f} s\n{folder}"
+    )
+    return {**result, "folder": str(folder)}
 
 
 # Data
 
 
-def load_data(args: argparse.Namespace) -> Data:
+@dataclass
+class Data:
+    """What a mode reads: `labelled` trains G_y, `unlabelled` (dann only) has no label, the rest is for measuring.
+
+    target_sample: of a target without a labelled val set, images on which what needs no label is measured.
+    """
+
+    classes: list[str]
+    labelled: Domain
+    unlabelled: Domain | None
+    source_val: Domain | None
+    target_val: Domain | None
+    target_sample: Domain | None
+
+
+def load_data(settings: Settings) -> Data:
     """Read the images that the mode needs, and no label that it must not see; UserError for what is missing."""
-    labelled_name = args.target_file if args.train_mode == "target" else args.source_file
-    listing = list_split(args.data_root, labelled_name, "train", with_labels=True)
+    mode, source, target = settings.train_mode, settings.source_file, settings.target_file
+    labelled_name = source if mode != "target" or target is None else target
+    listing = list_split(settings.data_root, labelled_name, "train", with_labels=True)
     assert listing is not None  # `train` exists or list_split has refused
     if listing.labels is None:
         raise UserError(
-            f"{listing.origin} has no labels, and --train_mode {args.train_mode} trains on them; add a "
-            "column label, or put the images into one folder per class."
+            f"{listing.origin} has no labels, and --train_mode {mode} trains on them; add a column label, or put the "
+            "images into one folder per class."
         )
     classes = class_names(listing.labels)
     if len(classes) < 2:
         raise UserError(f"{listing.origin} has the single class {classes[0]!r}; a classifier needs two or more.")
 
     def read(domain: str, split: str, names: list[str] | None, limit: int | None = None) -> Domain | None:
-        found = list_split(args.data_root, domain, split, with_labels=names is not None)
-        if found is None:
-            return None
-        if names is not None:
-            if domain != labelled_name and domain != args.source_file:  # those of a target may sort by anything
+        found = list_split(settings.data_root, domain, split, with_labels=names is not None)
+        if found is not None and names is not None:
+            if domain not in (labelled_name, source):  # the folders of a target may sort by anything
                 found = drop_foreign_labels(found, names)
             if found.labels is None:
                 return None
+        if found is None:
+            return None
         if limit:
             found = found.of(some_rows(len(found.names), limit))
-        return read_domain(found, names, args.size, args.num_workers, f"read {domain} {split}")
+        return read_domain(found, names, settings.size, settings.num_workers, f"read {domain} {split}")
 
-    labelled = read_domain(listing, classes, args.size, args.num_workers, f"read {labelled_name} train")
-    unlabelled = read(args.target_file, "train", None) if args.train_mode == "dann" else None
-    source_val = read(args.source_file, "val", classes) if args.train_mode != "target" else None
-    target_val = read(args.target_file, "val", classes) if args.target_file else None
+    labelled = read_domain(listing, classes, settings.size, settings.num_workers, f"read {labelled_name} train")
+    unlabelled = read(target, "train", None) if mode == "dann" and target else None
+    source_val = read(source, "val", classes) if mode != "target" else None
+    target_val = read(target, "val", classes) if target else None
     sample = None
-    if target_val is None and args.target_file and args.train_mode != "target":
-        sample = read(args.target_file, "val", None, SIGN_IMAGES)
+    if target and target_val is None and mode != "target":
+        sample = read(target, "val", None, SAMPLE_IMAGES)
         if sample is None:
-            sample = some_of(unlabelled) if unlabelled else read(args.target_file, "train", None, SIGN_IMAGES)
-    wanted = {"source_val": source_val, "target_val": target_val}
-    if wanted.get(args.select, labelled) is None:
-        domain = args.source_file if args.select == "source_val" else args.target_file
-        where = args.data_root / domain / "val.csv" if domain else "val.csv of a --target_file"
-        raise UserError(f"--select {args.select} needs a labelled {where}; use --select last.")
+            sample = unlabelled.some(SAMPLE_IMAGES) if unlabelled else read(target, "train", None, SAMPLE_IMAGES)
+    if {"source_val": source_val, "target_val": target_val}.get(settings.select, labelled) is None:
+        domain = source if settings.select == "source_val" else target
+        where = settings.data_root / domain / "val.csv" if domain else "val.csv of a --target_file"
+        raise UserError(f"--select {settings.select} needs a labelled {where}; use --select last.")
     return Data(classes, labelled, unlabelled, source_val, target_val, sample)
 
 
-def some_of(domain: Domain) -> Domain:
-    """Some images of a target without labels, to measure on."""
-    rows = some_rows(len(domain), SIGN_IMAGES)
-    return Domain(domain.images[rows], None, [domain.names[i] for i in rows])
+# Network
 
 
-# The run
-
-
-def build_optimizer(net: DANN, mode: str, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW over theta_f and theta_y, and over theta_d where there is a domain loss."""
-    parts = [net.feature_extractor, net.label_classifier] + [net.domain_classifier] * (mode == "dann")
-    parameters = [parameter for part in parts for parameter in part.parameters()]
-    return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-
-
-def start_run(args: argparse.Namespace, folder: Path, data: Data, device: torch.device, ranks: Ranks = ALONE) -> Run:
+def start_run(settings: Settings, folder: Path, data: Data, device: torch.device, ranks: Ranks) -> Run:
     """Network, optimizer and counters, new or, with --resume, as last.pt has them; rank 0 writes args.json."""
-    recipe = RECIPES[args.recipe]
-    total_steps = args.max_steps or recipe.steps[args.train_mode]
-    if args.epochs and not args.max_steps:
-        total_steps = max(1, round(args.epochs * len(data.labelled) / args.batch_size))
-    seed_step(args.seed, -1)
-    predict_as = SOURCE if args.train_mode == "source" else TARGET  # source: no statistics of a target are learnt
-    net = DANN(len(data.classes), args.arch, args.size, predict_as).to(device)
-    teacher = Teacher(net, recipe.ema_decay, recipe.threshold) if "teacher" in parts_of(args) else None
+    mode, recipe = settings.train_mode, settings.values
+    seed_step(settings.seed, -1)
+    predict_as = SOURCE if mode == "source" else TARGET  # source: no statistics of a target are learnt
+    net = DANN(len(data.classes), settings.arch, settings.size, predict_as).to(device)
+    optimizer = build_optimizer(net, mode, recipe.lr, recipe.weight_decay)
     run = Run(
-        args,
         folder,
-        data,
+        {**settings.plain(), "classes": data.classes, "format": FORMAT},
         net,
-        build_optimizer(net, args.train_mode, recipe),
-        choose_precision(args.precision, device),
-        total_steps,
-        teacher,
-        ranks,
+        optimizer,
+        settings.total_steps(len(data.labelled)),
+        Teacher(net, recipe.ema_decay, recipe.threshold) if "teacher" in recipe.parts else None,
+        fingerprint(data.labelled.labels, (data.labelled, data.unlabelled)),
     )
-    run.fingerprint = fingerprint(data)
-    if args.train_mode != "dann":
+    if mode != "dann":
         net.domain_classifier.requires_grad_(False)  # not trained
-    if args.resume and (folder / "last.pt").exists():
+    if settings.resume and (folder / "last.pt").exists():
         restore(run, load_checkpoint(folder / "last.pt"))
     elif ranks.main:
         target = data.target_val or data.target_sample
         run.distance_before = domain_distance(answers(net, data.source_val, SOURCE), answers(net, target))
-        arguments = {**plain_args(args), "total_steps": total_steps, "classes": data.classes}
-        write_json(folder / "args.json", arguments)
+        write_json(folder / "args.json", {**run.args, "total_steps": run.total_steps})
     return run
 
 
-def train(run: Run, log: RunLog | None, began: float) -> bool:
-    """Train to the last step, validating and saving on the way; False when Ctrl-C stopped it at a step's end.
+def build_optimizer(net: DANN, mode: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW over theta_f and theta_y, and over theta_d where there is a domain loss."""
+    parts = [net.feature_extractor, net.label_classifier] + [net.domain_classifier] * (mode == "dann")
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+# Loop
+
+
+def train(
+    run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | None, began: float
+) -> "Measured | None":
+    """Train to the last step, or to the end of the one in which Ctrl-C was pressed; returns the last validation.
 
     Of several ranks only rank 0 has a log, validates and saves.
     """
-    args, device, ranks = run.args, run.net.device, run.ranks
-    recipe, parts = RECIPES[args.recipe], parts_of(args)
-    labelled, unlabelled = (
-        Batches(domain, args.batch_size, args.seed, stream, device, ranks.rank, ranks.world) if domain else None
-        for domain, stream in ((run.data.labelled, SOURCE), (run.data.unlabelled, TARGET))
+    recipe, seed, device, net = settings.values, settings.seed, run.net.device, run.net
+    precision = choose_precision(settings.precision, device)
+    autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
+    batch_s, batch_t = (
+        Batches(domain, recipe.batch_size, seed, stream, device, ranks.rank, ranks.world) if domain else None
+        for domain, stream in ((data.labelled, SOURCE), (data.unlabelled, TARGET))
     )
-    assert labelled is not None
-    images_a_step = args.batch_size * (2 if unlabelled else 1)
-    val_period = args.val_period or max(1, run.total_steps // 5)
-    lambda_max = (args.lambda_max or recipe.lambda_max) if "adversarial" in parts else 0.0
-    totals: dict[str, Tensor] = {}
-    since = run.step
-    progress = Progress(run.total_steps, f"train {args.train_mode}", "steps", run.step) if log else None
-    run.net.train()
+    assert batch_s is not None
+    objective = ranks.wrap(Objective(net))
+    meter = Meter(run, f"train {settings.train_mode}", recipe.batch_size * (2 if batch_t else 1), shown=bool(log))
+    val_period = settings.val_period or max(1, run.total_steps // 5)
+    measured, stop = None, False
     keep_freed_memory()
-    losses_of = ranks.wrap(Step(run.net))
-    mark, stop = time.monotonic(), False
+    net.train()
     with InterruptFlag() as interrupt:
         while run.step < run.total_steps and not stop:
             p = run.step / run.total_steps
-            lambda_p, lr = lambda_max * lambda_schedule(p), learning_rate(p, args.learning_rate)
+            lambda_p, lr = recipe.lambda_max * lambda_schedule(p), learning_rate(p, recipe.lr)
+            seed_step(seed, run.step * ranks.world + ranks.rank)
+
+            x_s, y_s = batch_s(run.step)
+            x_t = batch_t(run.step)[0] if batch_t else None
+            with autocast():
+                pseudo = run.teacher.label(x_t) if run.teacher and x_t is not None else None
+            if "augmentation" in recipe.parts:  # in float32: bfloat16 would round the sampling grid
+                x_s = views(x_s, paste="distractors" in recipe.parts)
+                x_t = views(x_t, paste=False) if x_t is not None else None
+            with autocast():
+                losses = objective(x_s, y_s, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end))
+
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
-            seed_step(args.seed, run.step * ranks.world + ranks.rank)
-            x, y = labelled(run.step)
-            x_t = unlabelled(run.step)[0] if unlabelled else None
-            autocast = torch.autocast(device.type, run.precision, enabled=run.precision != torch.float32)
-            with autocast:
-                pseudo = run.teacher.label(x_t) if run.teacher and x_t is not None else None
-            if "augmentation" in parts:  # in float32: bfloat16 would round the sampling grid
-                x = views(x, paste="neighbours" in parts)
-                x_t = views(x_t, paste=False) if x_t is not None else None
-            with autocast:
-                losses = losses_of(x, y, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end))
-            train_step(run.optimizer, losses)
+            run.optimizer.zero_grad(set_to_none=True)
+            total(losses).backward()
+            run.optimizer.step()
             if run.teacher:
-                run.teacher.follow(run.net, run.step)
+                run.teacher.follow(net, run.step)
             run.step += 1
-            run.images_seen += images_a_step
-            for name, value in losses.items():
-                totals[name] = totals.get(name, 0) + value.detach()
-            if device.type == "cpu" or run.step % 50 == 0:  # to ask a GPU is to wait for it
-                check_finite(run, totals, lr)
-            stop = ranks.any(interrupt.raised, device)
-            if not log or not progress:
-                continue
-            progress.update(1, partial(describe, losses, lambda_p, run, mark))
-            if run.step % val_period == 0 or run.step == run.total_steps or stop:
-                means = {name: value.item() / (run.step - since) for name, value in totals.items()}
-                run.training_seconds += time.monotonic() - mark
-                check_finite(run, {**totals, "a weight": weight_sum(run.predictor)}, lr)
-                if run.teacher:
-                    steps = range(max(0, run.step - SOURCE_BATCHES), run.step)
-                    run.teacher.meet_source(labelled(step)[0] for step in steps)
-                line = validate(run, means, p, lambda_p, lr, run.seconds_before + time.monotonic() - began)
+
+            stop = ranks.any(interrupt.raised, device, run.step)
+            meter.add(losses, lambda_p, lr)
+            regular = run.step % val_period == 0 or run.step == run.total_steps
+            if log and (regular or stop):
+                meter.pause(lr)
+                seconds = round(run.seconds_before + time.monotonic() - began, 3)
+                numbers = {"seconds": seconds, "p": p, "lambda": lambda_p, "lr": lr, **meter.means()}
+                measured, line = validate(run, data, batch_s, numbers)
                 log.write(line)
-                progress.say(summary(line, run.total_steps))
-                save_run(run, line, candidate=run.step % val_period == 0 or run.step == run.total_steps)
-                totals, since, mark = {}, run.step, time.monotonic()
-    if progress:
-        progress.close()
-    return run.step == run.total_steps
+                meter.say(summary(line, run.total_steps))
+                save_run(run, line, settings.select, settings.topk, candidate=regular)
+                meter.restart()
+    meter.close()
+    return measured
 
 
-def weight_sum(net: DANN) -> Tensor:
-    """A number that is finite where every weight and statistic of a network is."""
-    return torch.stack([value.float().abs().sum() for value in net.state_dict().values()]).sum()
+class Meter:
+    """What the steps since the last validation gave: means of their losses, the time they took, the progress bar."""
+
+    def __init__(self, run: Run, label: str, images_a_step: int, shown: bool) -> None:
+        self.run, self.images_a_step = run, images_a_step
+        self.progress = Progress(run.total_steps, label, "steps", run.step) if shown else None
+        self.restart()
+
+    def restart(self) -> None:
+        self.totals: dict[str, Tensor] = {}
+        self.since, self.mark = self.run.step, time.monotonic()
+
+    def add(self, losses: dict[str, Tensor], lambda_p: float, lr: float) -> None:
+        """Count one step; UserError where a loss is not finite."""
+        self.run.images_seen += self.images_a_step
+        for name, value in losses.items():
+            self.totals[name] = self.totals.get(name, 0) + value.detach()
+        if not losses["L_y"].is_cuda or self.run.step % FINITE_EVERY == 0:
+            check_finite(self.run, self.totals, lr)
+        if self.progress:
+            self.progress.update(1, partial(self.describe, losses, lambda_p))
+
+    def pause(self, lr: float) -> None:
+        """End the time that counts as training; UserError where a loss or a weight is not finite."""
+        self.run.training_seconds += time.monotonic() - self.mark
+        weights = [value.float().abs().sum() for value in self.run.predictor.state_dict().values()]
+        check_finite(self.run, {**self.totals, "a weight": torch.stack(weights).sum()}, lr)
+
+    def means(self) -> dict[str, float | None]:
+        """Means of the losses and shares by name; None for those that these steps do not have."""
+        steps = self.run.step - self.since
+        return {name: self.totals[name].item() / steps if name in self.totals else None for name in LOGGED}
+
+    def describe(self, losses: dict[str, Tensor], lambda_p: float) -> str:
+        """Words of the progress bar."""
+        seconds = self.run.training_seconds + time.monotonic() - self.mark
+        domain = (
+            f", domain acc {losses['domain_accuracy'].item():.2f}, lambda {lambda_p:.2f}" if "L_d" in losses else ""
+        )
+        return f"loss {total(losses).item():.3f}{domain}, {self.run.images_seen / max(seconds, 1e-9):.0f} images/s"
+
+    def say(self, text: str) -> None:
+        if self.progress:
+            self.progress.say(text)
+
+    def close(self) -> None:
+        if self.progress:
+            self.progress.close()
 
 
 def check_finite(run: Run, found: dict[str, Tensor], lr: float) -> None:
     """UserError when a loss, or what else is `found`, is nan or infinite, before anything is saved."""
     bad = [name for name, value in found.items() if not abs(value.item()) < float("inf")]
     if bad:
-        good = (
-            f"the last good checkpoint is {run.folder / 'last.pt'}"
-            if (run.folder / "last.pt").exists()
-            else "no checkpoint was written before"
-        )
+        last = run.folder / "last.pt"
+        good = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written before"
         raise UserError(
-            f"{bad[0]} is no finite number at step {run.step} (learning rate {lr:.2g}); {good}; start again with a "
+            f"{bad[0]} is not finite at step {run.step} (learning rate {lr:.2g}); {good}; start again with a "
             "smaller -lr or with --precision fp32."
         )
 
 
-def validate(run: Run, means: dict[str, float], p: float, lambda_p: float, lr: float, seconds: float) -> dict[str, Any]:
-    """One line of metrics.jsonl; None (null) for what was not measured.
+# Validation
 
-    Losses and shares are means since the last line; p, lambda and lr those of the step just done. The label-free signs
-    are of the target's val images or, where there are none, of some of its train images.
+
+@dataclass
+class Measured:
+    """Answers on the val sets at `step`; `target`: on the target's val or, without labels there, on a sample."""
+
+    step: int
+    source_val: Answers | None
+    target_val: Answers | None
+    target: Answers | None
+
+
+def measure(run: Run, data: Data) -> Measured:
+    """Predict both val sets with the network that predicts."""
+    target_val = answers(run.predictor, data.target_val)
+    target = target_val or answers(run.predictor, data.target_sample)
+    return Measured(run.step, answers(run.predictor, data.source_val, SOURCE), target_val, target)
+
+
+def validate(
+    run: Run, data: Data, batch_s: Batches, numbers: dict[str, float | None]
+) -> tuple[Measured, dict[str, Any]]:
+    """Measure the network, and make the line of metrics.jsonl; None (null) for what was not measured.
+
+    numbers: seconds, p, lambda and lr of the step just done, means since the last line. The validation scores are of
+    the target's val images or, where there are none, of some of its train images.
     """
-    measure(run)
-    run.measured_step = run.step
-    source, target = run.measured["source_val"], run.measured["target"]
-    signs = label_free_signs(target.probabilities) if target else {}
-    return {
+    if run.teacher:
+        run.teacher.measure_source(batch_s(step)[0] for step in range(max(0, run.step - SOURCE_BATCHES), run.step))
+    measured = measure(run, data)
+    target = measured.target
+    scores = validation_scores(target.probabilities) if target else {}
+    return measured, {
         "step": run.step,
-        "seconds": round(seconds, 3),
-        "p": p,
-        "lambda": lambda_p,
-        "lr": lr,
-        **{name: means.get(name) for name in LOGGED},
-        "source_val_accuracy": share_right(source),
-        "target_val_accuracy": share_right(run.measured["target_val"]),
-        **{name: signs.get(name) for name in SIGNS},
+        **numbers,
+        "source_val_accuracy": accuracy_of(measured.source_val),
+        "target_val_accuracy": accuracy_of(measured.target_val),
+        **{name: scores.get(name) for name in SCORES},
         "top_class_share": top_class_share(target.probabilities) if target else None,
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
     }
 
 
-def measure(run: Run) -> None:
-    """Predict both val sets with the network that predicts; `target`: without such a val set, images of its train."""
-    data, target_val = run.data, answers(run.predictor, run.data.target_val)
-    run.measured = {
-        "source_val": answers(run.predictor, data.source_val, SOURCE),
-        "target_val": target_val,
-        "target": target_val or answers(run.predictor, data.target_sample),
-    }
-
-
-def describe(losses: dict[str, Tensor], lambda_p: float, run: Run, mark: float) -> str:
-    """Words of the progress bar; `mark` is when training went on after the last validation."""
-    seconds = run.training_seconds + time.monotonic() - mark
-    loss = sum(value.item() for name, value in losses.items() if name.startswith("L_"))
-    domain = f", domain acc {losses['domain_accuracy'].item():.2f}, lambda {lambda_p:.2f}" if "L_d" in losses else ""
-    return f"loss {loss:.3f}{domain}, {run.images_seen / max(seconds, 1e-9):.0f} images/s"
-
-
 def summary(line: dict[str, Any], total_steps: int) -> str:
     """A validation in one line."""
+    names = {"information_maximisation": "information", **{n: n.split("_")[-1] for n in PSEUDO_LABEL_MEASURES}}
+    scores = [f"{word} {line[name]:.2f}" for name, word in names.items() if line.get(name) is not None]
     return (
         f"step {line['step']}/{total_steps}  L_y {line['L_y']:.3f}  L_d {shown(line['L_d'], 3)}  "
         f"lambda {line['lambda']:.2f}  domain acc {shown(line['domain_accuracy'], 2)}  "
-        f"val accuracy: source {shown(line['source_val_accuracy'], 4)} "
-        f"target {shown(line['target_val_accuracy'], 4)}"
-        f"{label_free(line)}"
+        f"val accuracy: source {shown(line['source_val_accuracy'], 4)} target {shown(line['target_val_accuracy'], 4)}"
+        + (f"  ({', '.join(scores)})" if scores else "")
     )
 
 
-def label_free(line: dict[str, Any]) -> str:
-    """The signs that need no label, in words; nothing where none was measured."""
-    names = {"information_maximisation": "information", **{name: name.split("_")[-1] for name in TEACHER_SIGNS}}
-    words = [f"{word} {line[name]:.2f}" for name, word in names.items() if line.get(name) is not None]
-    return f"  ({', '.join(words)})" if words else ""
+# Result
 
 
-def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
-    """Measure the selected checkpoint, draw the curves, and write result.json last, as the sign that all is done."""
-    name = "last.pt" if run.args.select == "last" else run.kept[0]["name"]
+def finish(
+    run: Run, data: Data, settings: Settings, log: RunLog, measured: Measured | None, began: float, command: str
+) -> dict[str, Any]:
+    """Measure the selected checkpoint, draw the figures, and write result.json last, as the sign that all is done."""
+    name = "last.pt" if settings.select == "last" else run.kept[0]["name"]
     selected = load_checkpoint(run.folder / name)
-    if run.measured_step != selected["step"]:  # else the last validation was of these weights
+    if measured is None or measured.step != selected["step"]:  # else the last validation was of these weights
         run.predictor.load_state_dict(selected["model"])
-        measure(run)
-    after = domain_distance(run.measured["source_val"], run.measured["target"])
+        measured = measure(run, data)
+    metrics = selected["metrics"]
+    after = domain_distance(measured.source_val, measured.target)
     draw_curves({run.folder.name: log.lines}, run.folder / "curves.png")
-    draw_answers(run)
-    sizes = {
-        "labelled_train": run.data.labelled,
-        "unlabelled_train": run.data.unlabelled,
-        "source_val": run.data.source_val,
-        "target_val": run.data.target_val,
-    }
+    draw_answers(run.folder, settings, data, measured)
     lines = [line for line in log.lines if line["step"] <= selected["step"]]
-    warnings = collapse(lines[-1], len(run.data.classes)) if lines else []
-    if lines and "adversarial" in parts_of(run.args):
+    warnings = collapse(lines[-1], len(data.classes)) if lines else []
+    if lines and "adversarial" in settings.values.parts:
         warnings += idle_adversary(lines, run.distance_before, after)
     for sentence in warnings:
         print(f"warning: {sentence}")
+    sizes = {
+        "labelled_train": data.labelled,
+        "unlabelled_train": data.unlabelled,
+        "source_val": data.source_val,
+        "target_val": data.target_val,
+    }
     result = {
-        "target_val_accuracy": selected["metrics"]["target_val_accuracy"],
-        "source_val_accuracy": selected["metrics"]["source_val_accuracy"],
-        "signs": {name: selected["metrics"].get(name) for name in (*SIGNS, *TEACHER_SIGNS)},
-        "losses": {name: selected["metrics"].get(name) for name in LOGGED},
+        "target_val_accuracy": metrics["target_val_accuracy"],
+        "source_val_accuracy": metrics["source_val_accuracy"],
+        "scores": {name: metrics.get(name) for name in (*SCORES, *PSEUDO_LABEL_MEASURES)},
+        "losses": {name: metrics.get(name) for name in LOGGED},
         "proxy_a_distance": {"untrained": run.distance_before, "trained": after},
         "seconds": round(run.seconds_before + time.monotonic() - began, 2),
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
         "warnings": warnings,
         "steps": run.total_steps,
-        "seed": run.args.seed,
-        "select": run.args.select,
+        "seed": settings.seed,
+        "select": settings.select,
         "selected_step": selected["step"],
         "checkpoint": name,
         "images": {key: len(domain) if domain is not None else None for key, domain in sizes.items()},
@@ -355,83 +453,39 @@ def finish(run: Run, log: RunLog, began: float, command: str) -> dict[str, Any]:
             p.numel() for part in (run.net.feature_extractor, run.net.label_classifier) for p in part.parameters()
         ),
         "command": command,
-        "args": plain_args(run.args),
+        "args": {**settings.plain(), "format": FORMAT},
         "versions": versions(),
         "device": describe_device(run.net.device),
-        "processes": run.ranks.world,
-        "precision": str(run.precision).removeprefix("torch."),
+        "processes": settings.processes or 1,
+        "precision": str(choose_precision(settings.precision, run.net.device)).removeprefix("torch."),
     }
     write_json(run.folder / "result.json", result)
     return result
 
 
-def draw_answers(run: Run) -> None:
+def draw_answers(folder: Path, settings: Settings, data: Data, measured: Measured) -> None:
     """Draw confusion.png and mistakes.png of the target's val set, or of the source's in a run without a target."""
-    for key, name in (("target_val", run.args.target_file), ("source_val", run.args.source_file)):
-        found, data = run.measured[key], getattr(run.data, key)
-        if found and data.labels is not None:
-            labels, p = data.labels.numpy(), found.probabilities.numpy()
-            title = f"{run.folder.name}: {name} val, n = {len(data):,}, accuracy {shown(found.accuracy)}"
-            draw_confusion(labels, p.argmax(1), run.data.classes, title, run.folder / "confusion.png")
-            draw_mistakes(data.images.numpy(), labels, p, run.data.classes, title, run.folder / "mistakes.png")
+    for domain, found, name in (
+        (data.target_val, measured.target_val, settings.target_file),
+        (data.source_val, measured.source_val, settings.source_file),
+    ):
+        if domain and found and domain.labels is not None:
+            labels, p = domain.labels.numpy(), found.probabilities.numpy()
+            title = f"{folder.name}: {name} val, n = {len(domain):,}, accuracy {shown(found.accuracy)}"
+            draw_confusion(labels, p.argmax(1), data.classes, title, folder / "confusion.png")
+            draw_mistakes(domain.images.numpy(), labels, p, data.classes, title, folder / "mistakes.png")
             return
 
 
-def resume_command(run: Run, command: str) -> str:
-    """The command that goes on in the folder of `run`, which `command` started."""
-    again = command if run.args.resume else f"{command} --resume"
-    numbered = run.args.default_name and run.folder.name != run.args.run_name  # NAME-2: say which
-    return f"{again} --run_name {shlex.quote(run.folder.name)}" if numbered else again
-
-
-def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Train one run; returns its result and `folder`, or {"folder", "interrupted"} after Ctrl-C."""
-    began = time.monotonic()
-    args = parse_args(argv)
-    command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
-    device = choose_device(args.device)
-    with join(device) as ranks:
-        if args.batch_size % ranks.world or args.batch_size < 2 * ranks.world:
-            raise UserError(
-                f"--batch_size {args.batch_size} cannot be split over {ranks.world} processes; make it a multiple, of "
-                "two images a process or more."
-            )
-        if ranks.world > 1:
-            args.processes = ranks.world  # another number of them is another run
-            command = command.replace("python", f"torchrun --nproc-per-node {ranks.world}", 1)
-        return run_of(args, command, device, ranks, began)
-
-
-def run_of(args: argparse.Namespace, command: str, device: torch.device, ranks: Ranks, began: float) -> dict[str, Any]:
-    """Open or make the run folder, train, and measure what came of it; on all ranks but 0 only train."""
-    folder = ranks.from_main(open_folder(args) if ranks.main else None)
-    if args.resume and (folder / "args.json").exists():
-        check_same_run(folder, args)
-    if args.resume and (folder / "result.json").exists():
-        result = read_json(folder / "result.json", "target_val_accuracy", "checkpoint")
-        print(f"{folder} is finished, nothing to do.\n{folder}")
-        return {**result, "folder": str(folder)}
-    data = load_data(args)
-    if not ranks.main:
-        ranks.from_main(None)  # the folder stands and is locked
-        done = train(start_run(args, folder, data, device, ranks), None, began)
-        return {"folder": str(folder), "interrupted": not done}
-    make_folder(folder, args.resume)
-    with locked(folder):
-        run = start_run(args, folder, data, device, ranks)
-        ranks.from_main(None)
-        with contextlib.closing(RunLog(folder / "metrics.jsonl", run.step, args.tensorboard)) as log:
-            done = train(run, log, began)
-        if not done:
-            print(f"stopped at step {run.step} of {run.total_steps}; go on with:")
-            print(f"{resume_command(run, command)}\n{folder}")
-            return {"folder": str(folder), "interrupted": True}
-        result = finish(run, log, began, command)
-    print(
-        f"{args.train_mode}: target val accuracy {shown(result['target_val_accuracy'], 5)}, "
-        f"source val accuracy {shown(result['source_val_accuracy'], 5)}, {result['seconds']:.0f} s\n{folder}"
-    )
-    return {**result, "folder": str(folder)}
+def stopped(run: Run, settings: Settings, command: str, ranks: Ranks) -> dict[str, Any]:
+    """What a run returns that Ctrl-C stopped, and a rank that only trained; rank 0 says how to continue."""
+    interrupted = run.step < run.total_steps
+    if interrupted and ranks.main:
+        again = command if settings.resume else f"{command} --resume"
+        if settings.numbered and run.folder.name != settings.run_name:  # NAME-2: say which
+            again += f" --run_name {shlex.quote(run.folder.name)}"
+        print(f"stopped at step {run.step} of {run.total_steps}; continue with:\n{again}\n{run.folder}")
+    return {"folder": str(run.folder), "interrupted": interrupted}
 
 
 if __name__ == "__main__":

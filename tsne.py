@@ -1,6 +1,6 @@
 """Draw the latent space of a run: features G_f of validation images by t-SNE.
 
-    python tsne.py --checkpoint runs/dann_usps_paper_seed0 \\
+    python tsne.py --checkpoint runs/dann_usps_tuned_seed0 \\
         --data_root data/digits --out_path figures
 
 Writes latent_by_class.png, latent_by_domain.png and latent.csv (image, domain,
@@ -20,11 +20,11 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from checkpoint import build_network, load_checkpoint, resolve_checkpoint
 from dataset import Domain, LooseImage, drop_foreign_labels, leads_out, list_split, read_domain
 from metrics import MINIMUM, predict, proxy_a_distance
 from model import DANN, SOURCE
 from plots import draw_by_class, draw_by_domain
+from runs import build_network, load_checkpoint, resolve_checkpoint
 from utils import DEVICES, SEED, Parser, UserError, atomic_path, bounded, choose_device, run_script, shown
 
 

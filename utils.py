@@ -1,4 +1,4 @@
-"""What every script needs: errors in one sentence, seed, device, precision, atomic files, run log, progress."""
+"""What every script needs: errors in one sentence, seed, device, precision, processes, atomic files, progress."""
 
 import argparse
 import contextlib
@@ -15,14 +15,19 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
+ASK_GPU = 50  # steps between two questions to a GPU, as each waits for it
 
 
 class UserError(Exception):
@@ -68,33 +73,6 @@ def bounded(kind: Callable[[str], Any], low: float, high: float = float("inf"), 
 SEED = bounded(int, 0, 2**31 - 1)
 
 
-class GoesOn:
-    """A stream whose reader may leave (`train.py ... | head -3`): what is written then is dropped, the work goes on."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(BrokenPipeError):
-            return self.stream.write(text)
-        return self._drop(text)
-
-    def flush(self) -> None:
-        try:
-            self.stream.flush()
-        except BrokenPipeError:
-            self._drop("")
-
-    def _drop(self, text: str) -> int:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.stream.fileno())
-        os.close(nowhere)
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
@@ -128,12 +106,9 @@ def run_script(main: Callable[[], dict[str, Any]]) -> NoReturn:
     An interrupted script ends with 130, the shell's code for Ctrl-C. `main` names what it left out in `left_out`.
     """
     script = Path(sys.argv[0]).name
-    nowhere = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
-    sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere  # None where closed: `>&-`
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
-    sys.stdout, sys.stderr = GoesOn(sys.stdout), GoesOn(sys.stderr)
     try:
         outcome = main()
         sys.stdout.flush()
@@ -143,6 +118,9 @@ def run_script(main: Callable[[], dict[str, Any]]) -> NoReturn:
     except KeyboardInterrupt:
         print(f"\n{script}: interrupted.", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # the reader has left (`| head`): this ends like any Unix program, and --resume continues
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:  # full disk, read-only folder, vanished file
         print(f"{script}: {UserError(refusal_by_the_system(error))}", file=sys.stderr)
         sys.exit(2)
@@ -181,11 +159,17 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type == "cuda":
             native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:  # oneDNN emulates bfloat16 on older CPUs, slower than float32
-            probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-            native = device.type == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
+        else:  # elsewhere bfloat16 is emulated, slower than float32
+            native = device.type == "cpu" and bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", cpuinfo()))
         name = "bf16" if native else "fp32"
     return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def cpuinfo() -> str:
+    """What Linux says of the processor; nothing on other systems."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/cpuinfo").read_text()
+    return ""
 
 
 def versions() -> dict[str, str]:
@@ -208,10 +192,8 @@ def describe_device(device: torch.device) -> str:
         return f"cuda ({torch.cuda.get_device_name(device)})"
     if device.type == "mps":
         return "mps"
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, IndexError):
-        cpuinfo = Path("/proc/cpuinfo").read_text()
-        name = cpuinfo.split("model name")[1].split(":")[1].split("\n")[0].strip()
+    named = re.search(r"model name\s*:\s*(.+)", cpuinfo())
+    name = named[1].strip() if named else platform.processor() or platform.machine()
     return f"cpu ({name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
 
 
@@ -279,14 +261,6 @@ def remove_parts(folder: Path) -> None:
             file.unlink()
 
 
-def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint {model, model_args, args, step, metrics, versions, resume} whole or not at all."""
-    content = io.BytesIO()
-    torch.save(checkpoint, content)  # into memory: on a full disk torch would end in a RuntimeError about positions
-    with atomic_path(path) as part:
-        part.write_bytes(content.getbuffer())
-
-
 def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, for the next training step, where its C library is glibc.
 
@@ -299,7 +273,68 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: free memory at the heap's end above which it shrinks
 
 
-# The log of a run
+# Processes: torchrun --nproc-per-node N train.py ...
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this is; one process is rank 0 of 1 and none of the methods then does anything.
+
+    Every rank reads the data and takes its share of each batch; gradients are averaged, so that a step is that of the
+    whole batch. BatchNorm sees the whole batch on CUDA; on the CPU it sees each rank's share, and the running
+    statistics are rank 0's. Rank 0 alone validates and writes.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank writes."""
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module, with its gradients averaged over the ranks in each backward pass."""
+        if self.world == 1:
+            return module
+        on_cuda = any(parameter.is_cuda for parameter in module.parameters())
+        return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(module) if on_cuda else module)
+
+    def any(self, flag: bool, device: torch.device, step: int) -> bool:
+        """Whether the flag is up on any rank; every rank must ask. To ask a GPU is to wait for it: every 50 steps."""
+        if self.world == 1:
+            return flag
+        if device.type != "cpu" and step % ASK_GPU:
+            return False
+        raised = torch.tensor(int(flag), device=device)
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+        return bool(raised.item())
+
+    def from_main(self, value: Any) -> Any:
+        """Rank 0's value on every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+@contextlib.contextmanager
+def join_ranks(device: torch.device) -> Iterator[Ranks]:
+    """Join the processes that torchrun started, by what it put into the environment; alone without them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+# Progress and interrupts
 
 
 class Progress:

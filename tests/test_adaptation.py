@@ -11,14 +11,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import tables
 from conftest import write_domain
+from records import read_json
 
 import report
-import tables
 import train
 from checkpoint import load_checkpoint
 from dataset import list_split
-from records import read_json
 
 PROJECT = Path(report.__file__).parent
 PAGE = PROJECT / "ADAPTATION.md"

@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
+import benchmark
 import pytest
 import torch
-
-import benchmark
 from benchmark import ByteCounter, alternate, medians
+from tables import speed_tables
+
 from dataset import Domain
 from runs import Data
-from tables import speed_tables
 
 
 def test_what_is_compared_alternates_and_the_first_round_does_not_count() -> None:

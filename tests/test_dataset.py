@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from PIL.ImageOps import mirror
+from png import headers, read_rows, unfilter
 
 import dataset
 from dataset import Batches, Domain, class_names, list_split, read_domain, read_image, read_images
-from png import headers, read_rows, unfilter
 from utils import UserError
 
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import flags
 import pytest
 from conftest import QUICK, ctrl_c_in_step, ended, same_state, same_tensors
+from records import read_metrics
 
-import flags
 import train
 from checkpoint import load_checkpoint
-from records import read_metrics
 
 CLOCK = {"seconds", "images_per_second"}  # of a line of metrics.jsonl: what may differ
 

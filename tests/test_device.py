@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from strong import Teacher
 
 import train
 from augment import views
 from dataset import Batches, Domain
 from losses import Step, train_step
 from model import DANN
-from strong import Teacher
 
 META = torch.device("meta")  # has shapes and no values: any .item(), and any tensor of another device, is an error
 

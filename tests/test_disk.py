@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import records
 import torch
 from conftest import QUICK, ended, same_tensors, stripes
 from PIL import Image
+from records import read_metrics
 
 import dataset
 import export
 import inference
-import records
 import train
 import utils
 from checkpoint import load_checkpoint
 from dataset import read_images
-from records import read_metrics
 from utils import GoesOn, atomic_path
 
 SHORT = [*QUICK, "--train_mode", "dann", "--target_file", "usps", "--val_period", "4", "--run_name", "run"]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import QUICK
+from records import RunLog, read_metrics
 
 import plots
 import train
-from records import RunLog, read_metrics
 from utils import UserError
 
 

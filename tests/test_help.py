@@ -2,9 +2,9 @@
 
 import argparse
 
+import benchmark
 import pytest
 
-import benchmark
 import export
 import inference
 import prepare_data

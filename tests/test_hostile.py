@@ -19,13 +19,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import benchmark
 import numpy as np
 import pytest
 import torch
 from conftest import QUICK, ended, write_domain
 from PIL import Image
 
-import benchmark
 import dataset
 import export
 import inference

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import real_digits
 from PIL import Image
+from real_digits import Archive, blend, download, split_rows
 
 import prepare_data
-import real_digits
-from real_digits import Archive, blend, download, split_rows
 from utils import UserError
 
 COUNT = 30  # images a file

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-from conftest import ended, same_tensors
-
 import ladder
+import pytest
 import records
-import report
-from checkpoint import load_checkpoint
+from conftest import ended, same_tensors
 from signs import COLLAPSE_SIGN, too_few
 from tables import TARGETS, read_results
+
+import report
+from checkpoint import load_checkpoint
 from utils import UserError
 
 PROJECT = Path(report.__file__).parent

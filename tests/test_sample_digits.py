@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import real_digits
+import sample_digits
 from PIL import Image
+from sample_digits import MNISTM, enlarged, photo_of_digit, read_released, sample_rows
 from test_real_digits import raw  # noqa: F401 (a fixture)
 
 import prepare_data
-import real_digits
-import sample_digits
-from sample_digits import MNISTM, enlarged, photo_of_digit, read_released, sample_rows
 from utils import UserError
 
 MEASURED = Path(prepare_data.__file__).parent / "data" / "digits"  # git-ignored: where it lies, it is compared

@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import QUICK
 from PIL import Image
+from signs import SIGNS, collapse, idle_adversary, label_free_signs, soft_neighbourhood_density, top_class_share
 
 import train
 from model import DANN
 from runs import Run
-from signs import SIGNS, collapse, idle_adversary, label_free_signs, soft_neighbourhood_density, top_class_share
 
 
 def test_sure_and_even_answers_have_all_the_information() -> None:

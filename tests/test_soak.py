@@ -21,28 +21,28 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import benchmark
 import numpy as np
 import pytest
+import records
 import torch
 from conftest import ended, same_state, same_tensors, write_domain
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from png import headers, read_rows, unfilter
+from records import check_values, write_json
 from threadpoolctl import threadpool_limits
 
-import benchmark
 import export
 import inference
 import prepare_data
-import records
 import report
 import train
 import tsne
 from checkpoint import build_network, load_checkpoint
 from dataset import class_names, encode_labels, list_csv, list_split, read_domain, read_image
 from model import DANN
-from png import headers, read_rows, unfilter
-from records import check_values, write_json
 from utils import UserError, describe_device, versions
 
 SOAK = bool(os.environ.get("SOAK"))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import QUICK, same_tensors
+from strong import Teacher, pseudo_label_loss, ramp
 
 import train
 from checkpoint import load_checkpoint
 from model import DANN, SOURCE, TARGET, DomainBatchNorm2d
-from strong import Teacher, pseudo_label_loss, ramp
 from utils import UserError
 
 

@@ -10,14 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import flags
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import QUICK, ctrl_c_in_step, same_tensors, write_domain
+from records import read_metrics
+from signs import SIGNS
 
-import flags
 import inference
 import losses as losses_module
 import train
@@ -26,8 +28,6 @@ from dataset import list_split, read_domain
 from losses import adversarial_losses
 from metrics import Answers, predict
 from model import DANN
-from records import read_metrics
-from signs import SIGNS
 from utils import UserError
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from records import read_metrics
 
 import utils
-from records import read_metrics
 from utils import Progress, UserError, atomic_path, choose_device, choose_precision
 
 PROJECT = Path(utils.__file__).parent

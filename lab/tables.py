@@ -6,8 +6,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model import ARCHITECTURES
 from records import BENCHMARK, CITED, HOSTILE, MEMORY, RESULT, SHARE, SOAK, check_values, read_json
+
+from model import ARCHITECTURES
 from utils import UserError, shown
 
 VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers")  # within a cell of a table

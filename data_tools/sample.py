@@ -10,12 +10,12 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import real_digits
 import torch
 from PIL import Image
+from real_digits import FILTERS, SIDE, Archive, Labels, Pixels, Source, resized
 from torch.nn.functional import interpolate
 
-import real_digits
-from real_digits import FILTERS, SIDE, Archive, Labels, Pixels, Source, resized
 from utils import UserError
 
 MNISTM = Archive(

@@ -26,15 +26,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import flags
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from records import RunLog, read_json, read_metrics, write_json
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-import flags
 import inference
 import train
 from checkpoint import build_network, load_checkpoint
@@ -42,7 +43,6 @@ from dataset import Domain, domain_folder, list_split, read_images
 from losses import adversarial_losses, train_step
 from model import ARCHITECTURES, DANN, reverse_gradient
 from plots import draw_time_to_accuracy
-from records import RunLog, read_json, read_metrics, write_json
 from runs import Data
 from utils import (
     DEVICES,

@@ -1,0 +1,314 @@
+"""Flags of train.py, the recipes, and the typed Settings that come of both: argparse's namespace ends here."""
+
+import argparse
+import os
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from losses import PARTS
+from model import ARCHITECTURES
+from runs import summary_writer
+from utils import DEVICES, PRECISIONS, SEED, Parser, UserError, bounded
+
+MODES = ("source", "dann", "target")
+SELECTIONS = ("last", "source_val", "target_val")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters: chosen on the labels of the targets' train split, see lab/NOTES.md; never on val."""
+
+    steps: dict[str, int]  # by mode
+    batch_size: int  # images of each domain a step
+    lr: float  # the peak of the one-cycle schedule
+    weight_decay: float
+    lambda_max: float  # the schedule's end value is lambda_max * 0.9999
+    parts: frozenset[str] = frozenset({"adversarial"})  # see losses.py
+    ema_decay: float = 0.99  # of the teacher
+    threshold: float = 0.85  # confidence from which on a pseudo-label counts
+    ramp_end: float = 0.3  # progress at which the pseudo-labels have their full weight
+
+
+RECIPES = {
+    "tuned": Recipe({"source": 1000, "dann": 1800, "target": 1000}, 128, 4e-3, 0.01, 0.2),
+    "strong": Recipe({"source": 4000, "dann": 4000, "target": 2000}, 128, 2e-3, 0.05, 0.1, frozenset(PARTS)),
+}
+# The parts that a mode can have: labels alone need no adaptation, and a target has surroundings of its own.
+PARTS_OF_MODE = {"source": {"augmentation", "distractors"}, "dann": set(PARTS), "target": {"augmentation"}}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that one run was asked for, complete and free of contradictions; named as the flags, but for `values`."""
+
+    train_mode: str
+    data_root: Path
+    source_file: str
+    target_file: str | None
+    size: int
+    num_workers: int
+    recipe: str
+    without: tuple[str, ...]
+    arch: str
+    epochs: float | None
+    max_steps: int | None
+    lambda_max: float | None
+    seed: int
+    device: str
+    precision: str
+    save_dir: Path
+    run_name: str
+    numbered: bool  # the name is a default one, and gets -2, -3 where it exists
+    resume: bool
+    val_period: int | None
+    select: str
+    topk: int
+    tensorboard: bool
+    values: Recipe  # the recipe's, with what flags put in their place, and the parts that this run has
+    processes: int | None = None  # where there are several
+
+    def plain(self) -> dict[str, Any]:
+        """The flags as plain values, for args.json, checkpoints and results."""
+        flags = {each.name: getattr(self, each.name) for each in fields(self)}
+        for name in ("numbered", "resume", "values"):
+            del flags[name]
+        flags |= {"batch_size": self.values.batch_size, "learning_rate": self.values.lr, "without": list(self.without)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
+
+    def total_steps(self, labelled: int) -> int:
+        """Length of the run; -ep counts passes over the `labelled` images."""
+        if self.epochs and not self.max_steps:
+            return max(1, round(self.epochs * labelled / self.values.batch_size))
+        return self.max_steps or self.values.steps[self.train_mode]
+
+    def over(self, processes: int) -> "Settings":
+        """These settings for a run of so many processes; UserError where the batch cannot be split over them."""
+        size = self.values.batch_size
+        if size % processes or size < 2 * processes:
+            raise UserError(
+                f"--batch_size {size} cannot be split over {processes} processes; make it a multiple, of two images a "
+                "process or more."
+            )
+        return replace(self, processes=processes) if processes > 1 else self
+
+
+def folder_name(text: str) -> str:
+    """A domain's folder name without the slash that shells complete."""
+    return text.rstrip("/")
+
+
+def build_parser(description: str) -> argparse.ArgumentParser:
+    """Flags of train.py, whose docstring opens --help."""
+    parser = Parser(description=description)
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data_root",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder that holds the domains, <domain>/train.csv and <domain>/data/*.png, or a folder per class",
+    )
+    data.add_argument(
+        "--train_mode",
+        required=True,
+        type=lambda name: "source" if name == "sorce" else name,
+        choices=MODES,
+        help="source: labels of the source only; dann: adaptation to the unlabelled "
+        "target; target: labels of the target (`sorce`, as the published command line has it, is source)",
+    )
+    data.add_argument(
+        "--source_file", type=folder_name, default="mnistm", metavar="NAME", help="labelled domain (default: mnistm)"
+    )
+    data.add_argument(
+        "--target_file",
+        type=folder_name,
+        metavar="NAME",
+        help="target domain; `source` does without, then nothing is measured on a target",
+    )
+    data.add_argument(
+        "--size",
+        type=bounded(int, 8, 256),
+        default=28,
+        metavar="PX",
+        help="side to which images are resized (default: 28)",
+    )
+    data.add_argument(
+        "--num_workers",
+        type=bounded(int, 0, 256),
+        default=0,
+        metavar="N",
+        help="threads that decode images; 0: one per core (default). Results do not depend on it",
+    )
+    length = parser.add_argument_group("recipe and length")
+    length.add_argument(
+        "--recipe",
+        choices=tuple(RECIPES),
+        default="tuned",
+        help="tuned: the losses of the paper with hyperparameters of ours (default); strong: with augmentation and the "
+        "pseudo-labels of a mean teacher besides",
+    )
+    length.add_argument(
+        "--without",
+        nargs="+",
+        choices=PARTS,
+        default=[],
+        metavar="PART",
+        help=f"parts to leave out of recipe strong, to see what each is worth: {', '.join(PARTS)}",
+    )
+    length.add_argument(
+        "--arch",
+        choices=ARCHITECTURES,
+        default="small",
+        help="small: ours (default); published: that of the published checkpoints",
+    )
+    length.add_argument(
+        "-bs",
+        "--batch_size",
+        type=bounded(int, 2, 65536),
+        metavar="N",
+        help="images of each domain a step (default: by recipe, tuned 128)",
+    )
+    length.add_argument(
+        "-ep",
+        "--epochs",
+        type=bounded(float, 0, 10**6, exclusive=True),
+        metavar="N",
+        help="length in passes over the labelled domain (default: by recipe, in steps)",
+    )
+    length.add_argument(
+        "--max_steps",
+        type=bounded(int, 1, 10**9),
+        metavar="N",
+        help="length in steps, schedules included; overrides -ep",
+    )
+    length.add_argument(
+        "-lr",
+        "--learning_rate",
+        type=bounded(float, 0, 10, exclusive=True),
+        metavar="X",
+        help="peak of the one-cycle learning rate (default: by recipe)",
+    )
+    length.add_argument(
+        "--lambda_max",
+        type=bounded(float, 0, 100, exclusive=True),
+        metavar="X",
+        help="weight of the reversed domain gradient at the end of its schedule (default: by recipe, tuned 0.2)",
+    )
+    length.add_argument("--seed", type=SEED, default=0, metavar="N", help="seed of everything random (default: 0)")
+    run = parser.add_argument_group("run")
+    run.add_argument("--device", choices=DEVICES, default="auto", help="where to train (default: auto)")
+    run.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the training step; auto: bf16 where the hardware has it. Validation is always fp32",
+    )
+    run.add_argument("--save_dir", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
+    run.add_argument("--run_name", metavar="NAME", help="name of the run folder (default: mode, target, recipe, seed)")
+    run.add_argument("--resume", action="store_true", help="continue the run folder of that name")
+    run.add_argument(
+        "--val_period",
+        type=bounded(int, 1, 10**9),
+        metavar="STEPS",
+        help="steps between validations (default: a fifth of the run)",
+    )
+    run.add_argument(
+        "--select",
+        choices=SELECTIONS,
+        default="last",
+        help="checkpoint that the result is of: the last "
+        "step (default), the best on source val, or, by target labels, on target val",
+    )
+    run.add_argument(
+        "--topk",
+        type=bounded(int, 0, 1000),
+        metavar="K",
+        help="checkpoints kept beside last.pt: the K "
+        "best by --select, with `last` the K latest (default: 1, with `last` 0)",
+    )
+    run.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write the numbers of metrics.jsonl for TensorBoard too, into tensorboard/ of the run folder",
+    )
+    return parser
+
+
+def read_settings(args: argparse.Namespace) -> Settings:
+    """The parsed flags as Settings; UserError for those that contradict each other."""
+    recipe = RECIPES[args.recipe]
+    parts = recipe.parts & PARTS_OF_MODE[args.train_mode] - set(args.without)
+    refuse_domains(args.train_mode, args.source_file, args.target_file)
+    refuse_recipe(args, parts)
+    topk = args.topk if args.topk is not None else int(args.select != "last")
+    if topk == 0 and args.select != "last":
+        raise UserError(f"--topk 0 keeps no checkpoint for --select {args.select} to choose; use --topk 1 or more.")
+    if args.select == "source_val" and args.train_mode == "target":
+        raise UserError("--select source_val needs a source, which --train_mode target does not read; use last.")
+    if args.tensorboard:
+        summary_writer()  # refused here where the package is missing
+    target = (args.target_file or "none").replace("/", "-")
+    name = f"{args.train_mode}_{target}_{args.recipe}_seed{args.seed}" if args.run_name is None else args.run_name
+    if name in ("", ".", "..") or "/" in name or os.sep in name:
+        raise UserError(f"--run_name {name!r} must be a plain folder name; --save_dir says where it goes.")
+    return Settings(
+        train_mode=args.train_mode,
+        data_root=args.data_root,
+        source_file=args.source_file,
+        target_file=args.target_file,
+        size=args.size,
+        num_workers=args.num_workers,
+        recipe=args.recipe,
+        without=tuple(part for part in PARTS if part in args.without),
+        arch=args.arch,
+        epochs=args.epochs,
+        max_steps=args.max_steps,
+        lambda_max=args.lambda_max,
+        seed=args.seed,
+        device=args.device,
+        precision=args.precision,
+        save_dir=args.save_dir,
+        run_name=name,
+        numbered=args.run_name is None,
+        resume=args.resume,
+        val_period=args.val_period,
+        select=args.select,
+        topk=topk,
+        tensorboard=args.tensorboard,
+        values=replace(
+            recipe,
+            batch_size=args.batch_size or recipe.batch_size,
+            lr=args.learning_rate or recipe.lr,
+            lambda_max=(args.lambda_max or recipe.lambda_max) if "adversarial" in parts else 0.0,
+            parts=frozenset(parts),
+        ),
+    )
+
+
+def refuse_domains(mode: str, source: str, target: str | None) -> None:
+    """UserError for domains that are missing, or none."""
+    if target is None and mode != "source":
+        raise UserError(f"--train_mode {mode} needs --target_file, the name of the target's folder.")
+    for flag, name in (("--source_file", source), ("--target_file", target)):
+        if name is not None and os.path.normpath(name) in ("", ".", ".."):
+            raise UserError(f"{flag} {name!r} names no domain; name its folder in --data_root.")
+    if mode == "dann" and target is not None and os.path.normpath(target) == os.path.normpath(source):
+        raise UserError(f"--source_file and --target_file are both {source}; dann needs two domains.")
+
+
+def refuse_recipe(args: argparse.Namespace, parts: frozenset[str]) -> None:
+    """UserError for a recipe that does not go with the network or the mode."""
+    if args.arch == "published" and args.size != 28:
+        raise UserError(f"--arch published takes images of 28x28, not --size {args.size}; use --arch small.")
+    if args.recipe == "strong" and args.arch != "small":
+        raise UserError(
+            f"--recipe strong is for --arch small; the classifiers of {args.arch} would mix the domains' statistics."
+        )
+    if args.without and args.recipe != "strong":
+        raise UserError(f"--without leaves parts out of --recipe strong; --recipe {args.recipe} has none of them.")
+    foreign = [part for part in args.without if part not in PARTS_OF_MODE[args.train_mode]]
+    if foreign:
+        raise UserError(f"--without {foreign[0]}: --train_mode {args.train_mode} has no such part to leave out.")
+    if args.lambda_max and "adversarial" not in parts:
+        raise UserError("--lambda_max weighs the domain gradient, which this mode and recipe do without; leave it out.")
