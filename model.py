@@ -86,13 +86,7 @@ class DANN(nn.Module):
     Raises ValueError for an unknown `arch` or a size that it does not take.
     """
 
-    def __init__(
-        self,
-        num_classes: int = 10,
-        arch: str = "small",
-        size: int = 28,
-        predict_as: int = TARGET,
-    ) -> None:
+    def __init__(self, num_classes: int = 10, arch: str = "small", size: int = 28, predict_as: int = TARGET) -> None:
         super().__init__()
         if arch not in ARCHITECTURES:
             raise ValueError(f"arch {arch!r} is not one of {', '.join(ARCHITECTURES)}")

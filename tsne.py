@@ -47,19 +47,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_validation(args: argparse.Namespace, domain: str, classes: list[str], size: int) -> tuple[Domain, str]:
+def read_validation(data_root: Path, domain: str, classes: list[str], size: int) -> tuple[Domain, str]:
     """Images of a domain and the split they are of: val, or train where there is no val; labels where they are there.
 
     Labels that are no classes of the network (a target's folders may sort by anything) are left out.
     """
     for split in ("val", "train"):
         try:
-            listing = list_split(args.data_root, domain, split, with_labels=True)
+            listing = list_split(data_root, domain, split, with_labels=True)
         except LooseImage:  # the folders of a target without labels need not be its classes
-            listing = list_split(args.data_root, domain, split, with_labels=False)
+            listing = list_split(data_root, domain, split, with_labels=False)
         if listing is not None:
             return read_domain(drop_foreign_labels(listing, classes), classes, size, 0), split
-    raise UserError(f"{args.data_root / domain} holds no images; put some there.")
+    raise UserError(f"{data_root / domain} holds no images; put some there.")
 
 
 @dataclass
@@ -89,12 +89,12 @@ class Side:
         return [-1] * len(self.rows) if self.data.labels is None else self.data.labels[self.rows].tolist()
 
 
-def look_at(args: argparse.Namespace, net: DANN, classes: list[str], name: str, statistics: int) -> Side:
-    """Read a domain, pass it with the BatchNorm statistics of `statistics`, and choose by --seed what is drawn."""
-    data, split = read_validation(args, name, classes, net.arguments["size"])
+def look_at(data_root: Path, name: str, net: DANN, classes: list[str], statistics: int, limit: int, seed: int) -> Side:
+    """Read a domain, pass it with the BatchNorm statistics of `statistics`, and draw `limit` images by the seed."""
+    data, split = read_validation(data_root, name, classes, net.arguments["size"])
     features, probabilities = predict(net, data.images, domain=statistics)
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(args.seed))
-    return Side(name, split, data, features, probabilities.argmax(1), order[: args.limit].sort().values.tolist())
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    return Side(name, split, data, features, probabilities.argmax(1), order[:limit].sort().values.tolist())
 
 
 def embed(features: np.ndarray, seed: int) -> np.ndarray:
@@ -133,7 +133,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             raise UserError(f"{file} does not say its domain; give {flag}.")
     # BatchNorm statistics of the source exist where it was trained on; a `target` run has its target's alone.
     statistics = [net.predict_as if stated.get("train_mode") == "target" else SOURCE, net.predict_as]
-    sides = [look_at(args, net, classes, name, d) for name, d in zip(names, statistics, strict=True)]
+    sides = [
+        look_at(args.data_root, name, net, classes, d, args.limit, args.seed)
+        for name, d in zip(names, statistics, strict=True)
+    ]
     enough = min(len(side.data) for side in sides) >= MINIMUM
     distance = proxy_a_distance(sides[0].features, sides[1].features) if enough else None
     points = embed(torch.cat([side.features[side.rows] for side in sides]).numpy(), args.seed)

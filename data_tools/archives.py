@@ -73,10 +73,7 @@ BSDS500 = Archive(
 )
 SVHN = [
     Archive(f"{split}_32x32.mat", f"http://ufldl.stanford.edu/housenumbers/{split}_32x32.mat", md5)
-    for split, md5 in (
-        ("train", "e26dedcc434d2e4c54c9b2d4a06d8373"),
-        ("test", "eb5a983be6a315427106f1b164d9cef3"),
-    )
+    for split, md5 in (("train", "e26dedcc434d2e4c54c9b2d4a06d8373"), ("test", "eb5a983be6a315427106f1b164d9cef3"))
 ]
 USPS = [
     Archive(name, f"https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/{name}", md5)

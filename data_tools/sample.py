@@ -10,12 +10,23 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import real_digits
 import torch
 from PIL import Image
-from real_digits import FILTERS, SIDE, Archive, Labels, Pixels, Source, resized
 from torch.nn.functional import interpolate
 
+from data_tools.archives import (
+    FILTERS,
+    SIDE,
+    SVHN,
+    USPS,
+    Archive,
+    Labels,
+    Pixels,
+    Source,
+    read_svhn,
+    read_usps,
+    resized,
+)
 from utils import UserError
 
 MNISTM = Archive(
@@ -94,10 +105,10 @@ def read_sample(domain: str, files: dict[str, Path]) -> tuple[Pixels, Labels]:
     if domain == "mnistm":
         return read_released(files[MNISTM.name])
     if domain == "usps":
-        images, labels = real_digits.read_usps(files, splits=(True,))
+        images, labels = read_usps(files, splits=(True,))
         return enlarged(images), labels
     count = len(photo_of_digit())
-    images, labels = real_digits.read_svhn(files, splits=("train",))
+    images, labels = read_svhn(files, splits=("train",))
     return resized(images[:count], FILTERS["svhn"]), labels[:count]
 
 
@@ -122,7 +133,7 @@ def doubt(domain: str, images: Pixels, labels: Labels) -> str | None:
 
 def sampled(domain: str) -> Source:
     """A domain as it stands behind the README's tables."""
-    archives = {"mnistm": [MNISTM], "svhn": real_digits.SVHN[:1], "usps": real_digits.USPS[:1]}
+    archives = {"mnistm": [MNISTM], "svhn": SVHN[:1], "usps": USPS[:1]}
     return Source(
         archives[domain],
         lambda files: read_sample(domain, files),

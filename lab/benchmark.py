@@ -44,17 +44,7 @@ from losses import adversarial_losses, train_step
 from model import ARCHITECTURES, DANN, reverse_gradient
 from plots import draw_time_to_accuracy
 from runs import Data
-from utils import (
-    DEVICES,
-    SEED,
-    Parser,
-    bounded,
-    choose_device,
-    choose_precision,
-    describe_device,
-    run_script,
-    versions,
-)
+from utils import DEVICES, SEED, Parser, bounded, choose_device, choose_precision, describe_device, run_script, versions
 
 ROOT = Path(__file__).resolve().parent
 PARTS = ("training", "prediction", "start", "growth", "accuracy")
