@@ -1,6 +1,6 @@
 # make demo   environment, offline demo data, train source, dann and target, predict, draw, compare (DEMO=folder)
 # make test   environment, lint, types, tests
-# make soak   the long fuzzing and kill runs, about ten minutes
+# make soak   the slow tests: kills, fuzzing, benchmark, several processes, commands of the pages
 # make clean  remove what make made, the environment included
 .PHONY: demo test soak lint clean venv
 .DELETE_ON_ERROR:
@@ -38,7 +38,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 soak: venv
-	SOAK=1 $(BIN)/python -m pytest tests/test_soak.py
+	$(BIN)/python -m pytest -m slow
 
 clean:
 	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis __pycache__ tests/__pycache__
