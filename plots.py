@@ -69,13 +69,13 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
                 known = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
                 axes.plot(*zip(*known, strict=True) if known else ([], []), color=CLASS_COLOURS[i * 3 % 10], marker="o",
                           markersize=3, label=name)  # fmt: skip
+            axes.set_ylim(0, top or 1.12 * axes.get_ylim()[1])
             if reference is not None:
                 axes.axhline(reference, color="#888888", linewidth=0.8, linestyle=":")
-                axes.annotate(words, (0.02, reference), xycoords=("axes fraction", "data"), fontsize=8, color="#666666",
-                              va="bottom")  # fmt: skip
+                place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
+                axes.annotate(words, (0.98, 0.99 * reference), fontsize=8, color="#666666", **place)
             axes.set_title(title, fontsize=10)
             axes.grid(alpha=0.3)
-            axes.set_ylim(0, top)
             axes.tick_params(labelsize=8)
         for axes in grid[max(0, len(panels) - columns) : len(panels)]:
             axes.set_xlabel("step", fontsize=9)
@@ -162,47 +162,27 @@ def draw_by_class(
     path: Path,
 ) -> None:
     """Scatter [N, 2] coloured by class, shaped by domain. labels: index into `classes`, -1 where there is none."""
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 1, max(1, len(classes))))
+    colours = {-1: "#DDDDDD", **dict(enumerate(CLASS_COLOURS if len(classes) <= 10 else shades))}
+    styles: list[dict[str, Any]] = [
+        {"s": 11, "alpha": 0.45, "edgecolors": "none"},
+        {"s": 16, "alpha": 0.95, "edgecolors": "black", "linewidths": 0.3},
+    ]
     with picture(path, 8.4, 7) as figure:
         axes = scatter_axes(figure, title)
-        colours = [
-            CLASS_COLOURS[k] if len(classes) <= 10 else matplotlib.colormaps["viridis"](k / (len(classes) - 1))
-            for k in range(len(classes))
-        ]
-        for domain in range(2):
+        for domain, style in enumerate(styles):
             for k in range(-1, len(classes)):
-                chosen = (domains == domain) & (labels == k)
-                colour = "#DDDDDD" if k < 0 else colours[k]
-                axes.scatter(
-                    *points[chosen].T,
-                    s=11 if domain == 0 else 16,
-                    marker=DOMAIN_MARKERS[domain],
-                    color=[colour],
-                    alpha=0.45 if domain == 0 else 0.95,
-                    edgecolors="none" if domain == 0 else "black",
-                    linewidths=0.3,
-                    zorder=1 + domain,
-                )
-        for k, name in enumerate(classes):
+                chosen = points[(domains == domain) & (labels == k)]
+                axes.scatter(*chosen.T, marker=DOMAIN_MARKERS[domain], color=[colours[k]], zorder=1 + domain, **style)
+        for k in np.unique(labels[labels >= 0]):  # the class's name amid its points: colour is not the only cue
             chosen = labels == k
-            if chosen.any():  # the class's name amid its points: colour is not the only cue
-                axes.annotate(
-                    name,
-                    np.median(points[chosen & (domains == domains[chosen].min())], axis=0),
-                    fontsize=13,
-                    weight="bold",
-                    ha="center",
-                    va="center",
-                    zorder=4,
-                    bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "edgecolor": colours[k]},
-                )
-        handles = [
-            Line2D([], [], marker=DOMAIN_MARKERS[d], linestyle="", color="#555555", label=names[d]) for d in range(2)
-        ]
-        handles += [
-            Line2D([], [], marker="s", linestyle="", color=colours[k], label=name) for k, name in enumerate(classes)
-        ]
-        if (labels < 0).any():
-            handles.append(Line2D([], [], marker="s", linestyle="", color="#DDDDDD", label="no label"))
+            middle = np.median(points[chosen & (domains == domains[chosen].min())], axis=0)
+            box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "edgecolor": colours[k]}
+            axes.annotate(classes[k], middle, fontsize=13, weight="bold", ha="center", va="center", zorder=4, bbox=box)
+        marks = [(DOMAIN_MARKERS[d], "#555555", names[d]) for d in range(2)]
+        marks += [("s", colours[k], name) for k, name in enumerate(classes)]
+        marks += [("s", colours[-1], "no label")] * bool((labels < 0).any())
+        handles = [Line2D([], [], marker=m, linestyle="", color=colour, label=name) for m, colour, name in marks]
         figure.legend(handles=handles, loc="outside right upper", fontsize=9)
 
 

@@ -67,7 +67,6 @@ from utils import (
     choose_precision,
     describe_device,
     join_ranks,
-    keep_freed_memory,
     run_script,
     seed_step,
     shown,
@@ -140,6 +139,16 @@ class Data:
     source_val: Domain | None
     target_val: Domain | None
     target_sample: Domain | None
+
+    def sizes(self) -> dict[str, int | None]:
+        """Images by what they are for, None for what was not read."""
+        domains = {
+            "labelled_train": self.labelled,
+            "unlabelled_train": self.unlabelled,
+            "source_val": self.source_val,
+            "target_val": self.target_val,
+        }
+        return {name: None if domain is None else len(domain) for name, domain in domains.items()}
 
 
 def load_data(settings: Settings) -> Data:
@@ -245,7 +254,6 @@ def train(
     meter = Meter(run, f"train {settings.train_mode}", recipe.batch_size * (2 if batch_t else 1), shown=bool(log))
     val_period = settings.val_period or max(1, run.total_steps // 5)
     measured, stop = None, False
-    keep_freed_memory()
     net.train()
     with InterruptFlag() as interrupt:
         while run.step < run.total_steps and not stop:
@@ -428,12 +436,7 @@ def finish(
         warnings += idle_adversary(lines, run.distance_before, after)
     for sentence in warnings:
         print(f"warning: {sentence}")
-    sizes = {
-        "labelled_train": data.labelled,
-        "unlabelled_train": data.unlabelled,
-        "source_val": data.source_val,
-        "target_val": data.target_val,
-    }
+    predicting = (run.net.feature_extractor, run.net.label_classifier)
     result = {
         "target_val_accuracy": metrics["target_val_accuracy"],
         "source_val_accuracy": metrics["source_val_accuracy"],
@@ -448,10 +451,8 @@ def finish(
         "select": settings.select,
         "selected_step": selected["step"],
         "checkpoint": name,
-        "images": {key: len(domain) if domain is not None else None for key, domain in sizes.items()},
-        "parameters": sum(
-            p.numel() for part in (run.net.feature_extractor, run.net.label_classifier) for p in part.parameters()
-        ),
+        "images": data.sizes(),
+        "parameters": sum(parameter.numel() for part in predicting for parameter in part.parameters()),
         "command": command,
         "args": {**settings.plain(), "format": FORMAT},
         "versions": versions(),

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import ctypes
 import errno
 import io
 import os
@@ -259,18 +258,6 @@ def remove_parts(folder: Path) -> None:
     for file in folder.iterdir():
         if re.fullmatch(r"\..+(\.\w+)\.[a-z0-9_]{8}\1", file.name):  # as atomic_path names them
             file.unlink()
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, for the next training step, where its C library is glibc.
-
-    Else pieces of several megabytes go back to the system and are asked for, page by page, in every step: up to a
-    fifth of a step of `published`. Pieces above 32 MB still go back at once.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: larger pieces are mapped one by one; no more is allowed everywhere
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: free memory at the heap's end above which it shrinks
 
 
 # Processes: torchrun --nproc-per-node N train.py ...
