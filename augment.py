@@ -42,7 +42,15 @@ def warp(
         across, down = (cubic(side, x.device) for side in (x.shape[3], x.shape[2]))
         field = down @ uniform(x, -bend, bend, 2, 4, 4) @ across.T  # [B, 2, H, W]
         grid = grid + field.permute(0, 2, 3, 1)
+    if x.device.type == "mps":  # not every version has reflection there
+        return F.grid_sample(x, reflected(grid, x.shape[3], x.shape[2]), mode="bilinear", align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def reflected(grid: Tensor, width: int, height: int) -> Tensor:
+    """Places [B, H, W, 2] of grid_sample mirrored at the borders into the image, as its padding `reflection` does."""
+    last = torch.tensor([1 - 1 / width, 1 - 1 / height], device=grid.device)  # the middle of the last pixel
+    return (((grid - 1).remainder(4) - 2).abs() - 1).clamp(-last, last)
 
 
 def cubic(side: int, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 from losses import PARTS
 from model import ARCHITECTURES
 from runs import summary_writer
-from utils import DEVICES, PRECISIONS, SEED, Parser, UserError, bounded
+from utils import DEVICES, PRECISIONS, SEED, Parser, UserError, bounded, user_path
 
 MODES = ("source", "dann", "target")
 SELECTIONS = ("last", "source_val", "target_val")
@@ -104,7 +104,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data_root",
-        type=Path,
+        type=user_path,
         required=True,
         metavar="DIR",
         help="folder that holds the domains, <domain>/train.csv and <domain>/data/*.png, or a folder per class",
@@ -204,7 +204,9 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         default="auto",
         help="of the training step; auto: bf16 where the hardware has it. Validation is always fp32",
     )
-    run.add_argument("--save_dir", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
+    run.add_argument(
+        "--save_dir", type=user_path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)"
+    )
     run.add_argument("--run_name", metavar="NAME", help="name of the run folder (default: mode, target, recipe, seed)")
     run.add_argument("--resume", action="store_true", help="continue the run folder of that name")
     run.add_argument(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from model import DANN
 from runs import build_network, load_checkpoint, resolve_checkpoint
-from utils import Parser, UserError, atomic_path, run_script
+from utils import Parser, UserError, atomic_path, run_script, user_path
 
 TOLERANCE = 1e-4  # of a probability
 EXAMPLE = 4  # images
@@ -43,8 +43,12 @@ class Predictor(nn.Module):
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="run folder or checkpoint file")
-    parser.add_argument("--out_path", type=Path, required=True, metavar="FILE", help="file to write, .pt2 or .onnx")
+    parser.add_argument(
+        "--checkpoint", type=user_path, required=True, metavar="PATH", help="run folder or checkpoint file"
+    )
+    parser.add_argument(
+        "--out_path", type=user_path, required=True, metavar="FILE", help="file to write, .pt2 or .onnx"
+    )
     return parser
 
 

@@ -15,6 +15,7 @@ the label of an image that lies between two classes.
 
 import argparse
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dataset import canonical, encode_labels, image_home, image_names, list_csv, read_images
+from dataset import encode_labels, image_home, image_names, list_csv, read_images, read_text, tell_one_colour
 from metrics import entropy, predict
 from runs import build_network, load_checkpoint, resolve_checkpoint
 from utils import (
@@ -39,6 +40,7 @@ from utils import (
     choose_precision,
     run_script,
     shown,
+    user_path,
 )
 
 CHUNK = 8192  # images read at a time; up to three chunks are in memory, as one is read while another is predicted
@@ -47,10 +49,12 @@ CHUNK = 8192  # images read at a time; up to three chunks are in memory, as one 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     files = parser.add_argument_group("files")
-    files.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="run folder or checkpoint file")
+    files.add_argument(
+        "--checkpoint", type=user_path, required=True, metavar="PATH", help="run folder or checkpoint file"
+    )
     files.add_argument(
         "--test_loc",
-        type=Path,
+        type=user_path,
         required=True,
         metavar="PATH",
         help="folder of images, searched with all its subfolders; or a .csv (image_name, found in data/ beside it or "
@@ -58,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     files.add_argument(
         "--out_path",
-        type=Path,
+        type=user_path,
         required=True,
         metavar="PATH",
         help="folder, in which pred.csv is written, or the name of a .csv file",
@@ -70,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     files.add_argument(
         "--labels",
-        type=Path,
+        type=user_path,
         metavar="CSV",
         help="score against this CSV (image_name,label): accuracy, by class, and which answers were confused",
     )
@@ -101,6 +105,8 @@ def output_file(out_path: Path) -> Path:
         if out_path.is_dir():
             raise UserError(f"--out_path {out_path} is a folder with the name of a CSV; choose another name.")
         return out_path
+    if out_path.suffix and not out_path.is_dir():
+        raise UserError(f"--out_path {out_path} ends in {out_path.suffix}; name a folder, or a file that ends in .csv.")
     if out_path.exists() and not out_path.is_dir():
         raise UserError(f"--out_path {out_path} is a file; name a folder or a file that ends in .csv.")
     return out_path / "pred.csv"
@@ -114,14 +120,14 @@ def keep_inputs(out_file: Path, inputs: Sequence[Path | None]) -> None:
 
 
 def read_chunks(
-    home: Path, names: list[str], size: int, workers: int
+    home: Path, files: list[str], size: int, workers: int
 ) -> Iterator[tuple[list[int], Tensor, dict[int, str]]]:
     """Yield row numbers, pixels uint8 [n, H, W, 3] and unreadable rows, chunk by chunk, the next one read ahead."""
 
     def read(start: int) -> tuple[Tensor, dict[int, str]]:
-        return read_images([home / name for name in names[start : start + CHUNK]], size, workers)
+        return read_images([home / file for file in files[start : start + CHUNK]], size, workers)
 
-    starts = range(0, len(names), CHUNK)
+    starts = range(0, len(files), CHUNK)
     with ThreadPoolExecutor(1) as ahead:
         coming = [ahead.submit(read, start) for start in starts[:1]]
         for k, start in enumerate(starts):
@@ -132,40 +138,50 @@ def read_chunks(
             yield rows, good, {start + i: why for i, why in unreadable.items()}
 
 
-def list_inputs(test_loc: Path) -> tuple[Path, list[str]]:
-    """The folder and, sorted, the names in it of the images that --test_loc means; UserError where it means none.
+def list_inputs(test_loc: Path) -> tuple[Path, dict[str, str]]:
+    """The folder and, by name and sorted, the files in it that --test_loc means; UserError where it means none.
 
     A folder: every image below it. A CSV: its column image_name, files as training finds them. A .txt: a path a line,
-    absolute or relative to the list's folder. Names alone, as Paths take several times their memory.
+    absolute or relative to the list's folder, and perhaps a label behind it.
     """
     if test_loc.is_dir():
-        home, names = test_loc, image_names(test_loc)
+        home, files = test_loc, {name: name for name in image_names(test_loc)}
     elif test_loc.is_file() and test_loc.suffix.lower() == ".csv":
-        home, names = image_home(test_loc), list_csv(test_loc, with_labels=False).names
+        home, listing = image_home(test_loc), list_csv(test_loc, with_labels=False)
+        files = {name: str(path) for name, path in zip(listing.names, listing.paths, strict=True)}
+        files = {name: name if path == str(home / name) else path for name, path in files.items()}
     elif test_loc.is_file() and test_loc.suffix.lower() == ".txt":
         try:
-            lines = test_loc.read_text(encoding="utf-8-sig").splitlines()
+            lines = read_text(test_loc).splitlines()
         except ValueError as error:
             raise UserError(f"--test_loc {test_loc} is no text; list one path a line.") from error
-        home, names = test_loc.parent, list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        home = test_loc.parent
+        files = {name: name for line in lines if line.strip() for name in [path_in_line(home, line.strip())]}
     else:
         raise UserError(
             f"--test_loc {test_loc} is neither a folder of images nor a .csv or .txt that lists them; name one."
         )
-    if not names:
+    if not files:
         raise UserError(f"--test_loc {test_loc} holds no image; name a folder of images.")
-    return home, sorted(names)
+    return home, dict(sorted(files.items()))
+
+
+def path_in_line(home: Path, line: str) -> str:
+    """The path of a line of a list: the whole of it, or what stands before the separator and a label."""
+    shorter = (line[: found.start()] for found in re.finditer(r"[\s,;]+[^\s,;]*$", line))
+    return next((name for name in (line, *shorter) if (home / name).is_file()), line)
 
 
 def read_labels(csv: Path, classes: list[str]) -> dict[str, str]:
     """Label by image name of a CSV to score against; UserError for a CSV without labels or with foreign ones."""
     if not csv.is_file():
         raise UserError(f"--labels {csv} does not exist; name a CSV with the columns image_name,label.")
-    listing = list_csv(csv, with_labels=True)
+    listing = list_csv(csv, with_labels=True, find=False)
     if listing.labels is None:
         raise UserError(f"--labels {csv} has no labels; its first line must be image_name,label.")
-    encode_labels(listing, classes, "the checkpoint")
-    return dict(zip(listing.names, map(canonical, listing.labels), strict=True))
+    codes = encode_labels(listing, classes, "the checkpoint")
+    assert codes is not None
+    return dict(zip(listing.names, (classes[k] for k in codes.tolist()), strict=True))
 
 
 def score(predicted: dict[str, str], wanted: dict[str, str], classes: list[str]) -> tuple[dict[str, Any], str]:
@@ -215,7 +231,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Predict; returns `out_file`, `count`, `left_out` (why, by image name, an image has no prediction) and `score`."""
     args = build_parser().parse_args(argv)
     out_file = output_file(args.out_path)
-    home, names = list_inputs(args.test_loc)
+    home, files = list_inputs(args.test_loc)
+    names = list(files)
     file = resolve_checkpoint(args.checkpoint)
     checkpoint = load_checkpoint(file)
     net, classes = build_network(file, checkpoint, choose_device(args.device))
@@ -226,8 +243,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     rows: list[int] = []
     parts = []
     progress = Progress(len(names), "predict", "images")
-    for chunk_rows, pixels, unreadable in read_chunks(home, names, net.arguments["size"], args.num_workers):
+    for chunk_rows, pixels, unreadable in read_chunks(
+        home, list(files.values()), net.arguments["size"], args.num_workers
+    ):
         if chunk_rows:
+            tell_one_colour(pixels, [names[row] for row in chunk_rows], str(args.test_loc))
             parts.append(predict(net, pixels, args.batch_size, precision=precision)[1])  # [n, K]
         rows += chunk_rows
         left_out.update({names[row]: why for row, why in unreadable.items()})

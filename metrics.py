@@ -5,11 +5,13 @@ the true accuracy, and where each fails, stands in lab/ with the runs behind it.
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -22,7 +24,6 @@ from model import DANN
 EVAL_BATCH = {"cpu": 128}  # 1.0 to 1.09 times the rate of 64, which had 1.4 times that of 512; elsewhere 2048
 MINIMUM = 10  # images of a domain for which a proxy A-distance means anything
 SCORES = ("entropy", "diversity", "information_maximisation", "soft_neighbourhood_density")
-COLLAPSE_SCORE = "information_maximisation"  # the one that ranks the runs of the ablation best
 
 # Answers
 
@@ -94,7 +95,9 @@ def proxy_a_distance(features_s: Tensor, features_t: Tensor, limit: int = 2000, 
     d = torch.arange(2).repeat_interleave(count).numpy()
     order = torch.randperm(2 * count, generator=generator).numpy()
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
-    return 2.0 * (2.0 * float(cross_val_score(classifier, x[order], d[order], cv=5).mean()) - 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 300 iterations are near enough
+        return 2.0 * (2.0 * float(cross_val_score(classifier, x[order], d[order], cv=5).mean()) - 1.0)
 
 
 def domain_distance(source: Answers | None, target: Answers | None, limit: int = 2000) -> float | None:
@@ -146,47 +149,39 @@ def top_class_share(p: Tensor) -> float:
     return p.argmax(1).bincount().max().item() / len(p)
 
 
-def classes_told_apart(scores: dict[str, Any]) -> float:
-    """How many classes the answers tell apart, 1..K: exp(information_maximisation).
+def unsure(scores: dict[str, Any]) -> bool:
+    """Whether the answers are unsure for what they tell apart: an entropy above a quarter of the diversity.
 
-    K where each answer is sure and all are given alike; unsure answers lower it, and so do answers that run together.
+    Of the runs in lab/, those warned of are right on 0.35 to 0.70 of the images, the others on 0.54 to 1.00. It depends
+    neither on the number of classes nor on how many of them the target has.
     """
-    return math.exp(scores[COLLAPSE_SCORE])
+    return scores["entropy"] > 0.25 * scores["diversity"]
 
 
-def too_few(scores: dict[str, Any], num_classes: int) -> bool:
-    """Whether the answers tell less than half of the classes apart; of two classes, less than 1.35.
-
-    Sure answers of which nine in ten are the same tell exp(0.33) = 1.38 apart.
-    """
-    return classes_told_apart(scores) < max(1.35, num_classes / 2)
-
-
-def collapse(last: dict[str, Any], num_classes: int) -> list[str]:
+def collapse(last: dict[str, Any], num_classes: int, count: int) -> list[str]:
     """What the last line of metrics.jsonl gives cause to doubt in the answers, a sentence each; no label is used.
 
-    By the answers themselves first: those of a network that is unsure of everything spread their probabilities and
-    still may name one class alone.
+    count: images answered, which cannot show more classes than that. A target need not have all classes: answers that
+    are sure and spread over some of them are no collapse.
     """
     if last.get("diversity") is None:
         return []
-    share = last.get("top_class_share") or 0.0
-    if math.exp(last["diversity"]) < 1.05 or share > 0.99:
+    share, answered, most = last.get("top_class_share") or 0.0, math.exp(last["diversity"]), min(num_classes, count)
+    if (answered < 1.05 or share > 0.99) and count > 1:
         return [
             "every target image, or nearly every, gets the same answer: the features have collapsed; try another "
             "--seed, a lower -lr or more steps."
         ]
     found = []
-    if too_few(last, num_classes):
+    if unsure(last):
         found.append(
-            f"the answers on the target tell as few as {classes_told_apart(last):.1f} of {num_classes} classes apart "
-            f"(exp of information_maximisation): they are unsure (entropy {last['entropy']:.2f}) or have run together "
-            f"(diversity {last['diversity']:.2f}, at most {math.log(num_classes):.2f}); check some by hand."
+            f"the answers on the target are unsure (entropy {last['entropy']:.2f}, a quarter of the diversity "
+            f"{last['diversity']:.2f} or more): check some by hand."
         )
-    if share > max(0.6, min(0.9, 2 / num_classes)):
+    if share > max(0.6, min(0.9, 2 / num_classes)) or answered < most / 4:
         found.append(
-            f"one class gets {share:.0%} of the answers on the target: unless the target is like that, classes have "
-            "merged; compare another --seed."
+            f"few classes get the answers on the target, the first {share:.0%}: unless the target is like that, "
+            "classes have merged; compare another --seed."
         )
     return found
 

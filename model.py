@@ -17,6 +17,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 SOURCE, TARGET = 0, 1
@@ -186,6 +187,13 @@ class InstanceNorm2d(nn.GroupNorm):
         return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
 
 
+class Quadrants(nn.Module):
+    """[B, C, H, W] -> [B, C, 2, 2]: nn.AdaptiveAvgPool2d(2), which Apple's GPUs refuse for an odd side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, ((x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2), (x.shape[2] // 2, x.shape[3] // 2))
+
+
 def _small(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
     """Ours: 3x3 convolutions, pooling ahead of BatchNorm and ReLU (a quarter of the work). F = 96.
 
@@ -206,7 +214,7 @@ def _small(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequentia
         block(48, 48, pool=True),  # [B, 48, H/4, W/4]
         block(48, 96),
         block(96, 96),
-        nn.AdaptiveAvgPool2d(2),  # [B, 96, 2, 2]
+        Quadrants(),  # [B, 96, 2, 2]
         nn.Conv2d(96, 96, 2, groups=96, bias=False),  # [B, 96, 1, 1]
         DomainBatchNorm2d(96),
         nn.ReLU(),

@@ -1,16 +1,20 @@
 """Figures: curves of runs, latent spaces by class and by domain, in colours for colour-blind readers too."""
 
 import contextlib
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from utils import atomic_path
+from utils import atomic_path, note
 
 # Paul Tol's "muted" set and grey; for two domains blue and orange of Okabe and Ito.
 CLASS_COLOURS = [
@@ -38,17 +42,39 @@ PANELS: dict[str, tuple[str, float | None, float | None, str]] = {
     "L_u": ("pseudo-label loss L_u", None, None, ""),
     "pseudo_label_coverage": ("pseudo-labels: share above the threshold", 1.02, None, ""),
 }
+MOST_NAMES = 20  # classes whose names are written into a picture
 MISTAKES = 40  # most confident wrong answers in one picture
 
 
 @contextlib.contextmanager
-def picture(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure, its size in inches, written to `path` whole or not at all; no setting of matplotlib stays changed."""
-    with matplotlib.rc_context({"text.parse_math": False}):  # a class may be called $5
+def picture(path: Path, width: float, height: float, words: Iterable[str] = ()) -> Iterator[Figure]:
+    """A figure, its size in inches, written to `path` whole or not at all; no setting of matplotlib stays changed.
+
+    words: what is written in it of the user's own, class names for one, in any script that a font here has.
+    """
+    settings: Any = {"text.parse_math": False, "font.family": fonts_for("".join(words))}  # a class may be called $5
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # fonts_for has told
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         with atomic_path(path) as part:
             figure.savefig(part, dpi=120, format="png")
+
+
+@lru_cache(maxsize=8)
+def fonts_for(text: str) -> list[str]:
+    """Names of fonts that have the characters of `text`, the default one first; said where none of this system has."""
+    family = ["DejaVu Sans"]
+    default = font_manager.get_font(font_manager.findfont(family[0]))
+    missing = {ord(letter) for letter in text if letter.isprintable()} - default.get_charmap().keys()
+    for font in font_manager.fontManager.ttflist if missing else ():
+        with contextlib.suppress(Exception):  # a damaged font of the system is none
+            if missing <= font_manager.get_font(font.fname).get_charmap().keys():
+                return [*family, font.name]
+    if missing:
+        letters = "".join(map(chr, sorted(missing)[:5]))
+        note(f"no font of this system has {letters!r}, so figures show boxes; install one, such as Noto Sans CJK.")
+    return family
 
 
 def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -60,7 +86,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     panels = {key: panel for key, panel in PANELS.items() if key in logged}
     columns = min(4, max(1, len(panels)))
     rows = -(-max(1, len(panels)) // columns)
-    with picture(path, 3.4 * columns, 2.9 * rows + 0.3 + 0.2 * len(runs)) as figure:
+    with picture(path, 3.4 * columns, 2.9 * rows + 0.3 + 0.2 * len(runs), runs) as figure:
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
@@ -93,7 +119,7 @@ def draw_confusion(labels: np.ndarray, answers: np.ndarray, classes: list[str], 
     np.add.at(counts, (labels, answers), 1)
     shares = counts / counts.sum(1, keepdims=True).clip(1)
     side = min(14.0, 3 + 0.45 * len(classes))
-    with picture(path, side + 0.8, side) as figure:
+    with picture(path, side + 0.8, side, [title, *classes]) as figure:
         axes = figure.subplots()
         shades = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         if len(classes) <= 25:  # more would not be legible
@@ -122,7 +148,7 @@ def draw_mistakes(
     wrong = np.flatnonzero(answers != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
     columns, rows = 8, -(-max(1, len(worst)) // 8)
-    with picture(path, 10, 0.7 + 1.65 * rows) as figure:
+    with picture(path, 10, 0.7 + 1.65 * rows, [title, *classes]) as figure:
         axes = figure.subplots()
         for place, i in enumerate(worst):  # one pair of axes for all: 40 take four times as long
             row, column = divmod(place, columns)
@@ -162,33 +188,43 @@ def draw_by_class(
     path: Path,
 ) -> None:
     """Scatter [N, 2] coloured by class, shaped by domain. labels: index into `classes`, -1 where there is none."""
-    shades = matplotlib.colormaps["viridis"](np.linspace(0, 1, max(1, len(classes))))
-    colours = {-1: "#DDDDDD", **dict(enumerate(CLASS_COLOURS if len(classes) <= 10 else shades))}
+    shades = CLASS_COLOURS if len(classes) <= 10 else matplotlib.colormaps["turbo"](np.linspace(0, 1, len(classes)))
+    colours = np.array([to_rgba("#DDDDDD"), *map(to_rgba, shades)])  # -1 first
     styles: list[dict[str, Any]] = [
         {"s": 11, "alpha": 0.45, "edgecolors": "none"},
         {"s": 16, "alpha": 0.95, "edgecolors": "black", "linewidths": 0.3},
     ]
-    with picture(path, 8.4, 7) as figure:
+    with picture(path, 8.4, 7, [title, *names, *classes]) as figure:
         axes = scatter_axes(figure, title)
         for domain, style in enumerate(styles):
-            for k in range(-1, len(classes)):
-                chosen = points[(domains == domain) & (labels == k)]
-                axes.scatter(*chosen.T, marker=DOMAIN_MARKERS[domain], color=[colours[k]], zorder=1 + domain, **style)
-        for k in np.unique(labels[labels >= 0]):  # the class's name amid its points: colour is not the only cue
-            chosen = labels == k
-            middle = np.median(points[chosen & (domains == domains[chosen].min())], axis=0)
-            box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "edgecolor": colours[k]}
-            axes.annotate(classes[k], middle, fontsize=13, weight="bold", ha="center", va="center", zorder=4, bbox=box)
+            chosen = domains == domain
+            shade = colours[labels[chosen] + 1]
+            axes.scatter(*points[chosen].T, marker=DOMAIN_MARKERS[domain], c=shade, zorder=1 + domain, **style)
         marks = [(DOMAIN_MARKERS[d], "#555555", names[d]) for d in range(2)]
-        marks += [("s", colours[k], name) for k, name in enumerate(classes)]
-        marks += [("s", colours[-1], "no label")] * bool((labels < 0).any())
+        marks += [("s", colours[0], "no label")] * bool((labels < 0).any())
+        if len(classes) <= MOST_NAMES:
+            marks += [("s", colours[k + 1], name) for k, name in enumerate(classes)]
+            write_names(axes, points, domains, labels, classes, colours)
         handles = [Line2D([], [], marker=m, linestyle="", color=colour, label=name) for m, colour, name in marks]
-        figure.legend(handles=handles, loc="outside right upper", fontsize=9)
+        many = f"{len(classes)} classes:\nnames in latent.csv" if len(classes) > MOST_NAMES else None
+        figure.legend(handles=handles, loc="outside right upper", fontsize=9, title=many, title_fontsize=8)
+
+
+def write_names(
+    axes: Any, points: np.ndarray, domains: np.ndarray, labels: np.ndarray, classes: list[str], colours: np.ndarray
+) -> None:
+    """Write each class's name amid its points: colour is not the only cue."""
+    for k in np.unique(labels[labels >= 0]):
+        chosen = labels == k
+        middle = np.median(points[chosen & (domains == domains[chosen].min())], axis=0)
+        box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "edgecolor": colours[k + 1]}
+        size = 13 if max(map(len, classes)) < 4 else 9
+        axes.annotate(classes[k], middle, fontsize=size, weight="bold", ha="center", va="center", zorder=4, bbox=box)
 
 
 def draw_by_domain(points: np.ndarray, domains: np.ndarray, names: list[str], title: str, path: Path) -> None:
     """Scatter [N, 2] coloured and shaped by domain."""
-    with picture(path, 8.4, 7) as figure:
+    with picture(path, 8.4, 7, [title, *names]) as figure:
         axes = scatter_axes(figure, title)
         for domain in range(2):
             chosen = domains == domain

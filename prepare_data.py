@@ -27,7 +27,7 @@ from data_tools.archives import NEEDED, pooled, prepare
 from data_tools.archives import __doc__ as digits_doc
 from data_tools.demo import MAKERS, VERSION, build_domain, standing
 from data_tools.sample import sampled
-from utils import SEED, Parser, UserError, bounded, run_script
+from utils import SEED, Parser, UserError, bounded, run_script, user_path
 
 
 def run_demo(args: argparse.Namespace) -> dict:
@@ -75,15 +75,15 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="three small domains, made offline", description=__doc__)
-    demo.add_argument("--out", type=Path, required=True, help="folder that gets mnistm/, usps/ and svhn/")
+    demo.add_argument("--out", type=user_path, required=True, help="folder that gets mnistm/, usps/ and svhn/")
     demo.add_argument("--seed", type=SEED, default=0, help="the same seed gives the same bytes (default: 0)")
     part = bounded(float, 0, 1, exclusive=True)
     demo.add_argument("--scale", type=part, default=1.0, help="part of the images of every class to make (default: 1)")
     demo.set_defaults(run=run_demo)
 
     digits = commands.add_parser("digits", help="the real digits, from their public archives", description=digits_doc)
-    digits.add_argument("--out", type=Path, required=True, help="folder that gets mnistm/, svhn/ and usps/")
-    digits.add_argument("--raw", type=Path, metavar="DIR", help="use the archives in this folder, download none")
+    digits.add_argument("--out", type=user_path, required=True, help="folder that gets mnistm/, svhn/ and usps/")
+    digits.add_argument("--raw", type=user_path, metavar="DIR", help="use the archives in this folder, download none")
     digits.add_argument(
         "--only",
         nargs="+",

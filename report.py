@@ -13,7 +13,7 @@ from typing import Any
 
 from plots import draw_curves
 from runs import MAYBE, NUMBER, check_kinds, modern_args, read_json, read_metrics
-from utils import Parser, UserError, run_script, shown
+from utils import Parser, UserError, run_script, shown, user_path
 
 # Arguments in which runs may differ that a gain is stated of
 MAY_DIFFER = {
@@ -31,10 +31,10 @@ MAY_DIFFER = {
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders to compare")
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run folders to compare")
     parser.add_argument(
         "--out_path",
-        type=Path,
+        type=user_path,
         metavar="PNG",
         help="figure of the runs' curves (default: comparison.png beside the first run)",
     )

@@ -64,31 +64,37 @@ class Run:
 # The folder
 
 
-def open_folder(save_dir: Path, name: str, resume: bool, numbered: bool) -> Path:
-    """Folder of this run, not yet made; where it exists, with `numbered`, the name gets -2, -3, else it is refused."""
-    folder = save_dir / name
+@contextlib.contextmanager
+def claimed(save_dir: Path, name: str, resume: bool, numbered: bool) -> Iterator[Path]:
+    """The folder of this run, made and locked; one without any file in it is removed at the end.
+
+    Where it exists, with `numbered`, the name gets -2, -3, else it is refused. UserError too for one that another run
+    is using.
+    """
+    folder, number, fresh = save_dir / name, 1, not save_dir.exists()
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"run folder {folder}: {place} is a file; choose another --save_dir or --run_name.")
-    if resume or not folder.exists():
-        return folder
-    if not numbered:
-        raise UserError(
-            f"run folder {folder} exists and is not overwritten; choose another --run_name, or continue it "
-            "with --resume."
-        )
-    number = 2
-    while (save_dir / f"{name}-{number}").exists():
-        number += 1
-    return save_dir / f"{name}-{number}"
-
-
-def make_folder(folder: Path, resume: bool) -> None:
-    """Make a run's folder; UserError when another run has taken the name since `open_folder` looked."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=resume)  # of two runs that start at once, one alone makes it
+            break
+        except FileExistsError:
+            if not numbered:
+                raise UserError(
+                    f"run folder {folder} exists and is not overwritten; choose another --run_name, or continue it "
+                    "with --resume."
+                ) from None
+            number += 1
+            folder = save_dir / f"{name}-{number}"
     try:
-        folder.mkdir(parents=True, exist_ok=resume)
-    except FileExistsError as error:
-        raise UserError(f"run folder {folder} was made by another run just now; start this one again.") from error
+        with locked(folder):
+            yield folder
+    finally:
+        with contextlib.suppress(OSError):  # what has a file in it stays
+            folder.rmdir()
+            if fresh:
+                save_dir.rmdir()
 
 
 @contextlib.contextmanager
@@ -355,6 +361,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Only tensors and plain values are read. Raises UserError for a file that is damaged, names any other class, or is
     no checkpoint of this program.
     """
+    with naming(path), path.open("rb") as file:
+        if file.read(64).lstrip()[:1] == b"<":
+            raise UserError(f"{path} is a web page and no checkpoint, as a failed download leaves; fetch it again.")
     try:
         check_size(path)
         with torch.serialization.safe_globals([(PickledModule, name) for name in PUBLISHED_CLASSES]):

@@ -28,7 +28,7 @@ from torch import Tensor
 import config
 from augment import views
 from config import Settings, read_settings
-from dataset import Batches, Domain, class_names, drop_foreign_labels, list_split, read_domain, some_rows
+from dataset import Batches, Domain, class_names, list_split, of_known_classes, read_domain, some_rows
 from losses import LOGGED, PSEUDO_LABEL_MEASURES, Objective, Teacher, ramp, total
 from metrics import (
     SCORES,
@@ -48,11 +48,9 @@ from runs import (
     Run,
     RunLog,
     check_same_run,
+    claimed,
     fingerprint,
     load_checkpoint,
-    locked,
-    make_folder,
-    open_folder,
     read_json,
     restore,
     save_run,
@@ -67,6 +65,7 @@ from utils import (
     choose_precision,
     describe_device,
     join_ranks,
+    note,
     run_script,
     seed_step,
     shown,
@@ -93,20 +92,21 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         settings = settings.over(ranks.world)
         if ranks.world > 1:
             command = command.replace("python", f"torchrun --nproc-per-node {ranks.world}", 1)
-        folder = open_folder(settings.save_dir, settings.run_name, settings.resume, settings.numbered)
-        folder = ranks.from_main(folder)
+        folder = None
+        if ranks.main:
+            claim = claimed(settings.save_dir, settings.run_name, settings.resume, settings.numbered)
+            folder = held.enter_context(claim)
+        folder = ranks.from_main(folder)  # which stands and is locked
         if settings.resume and (folder / "args.json").exists():
             check_same_run(folder, settings.plain())
         if settings.resume and (folder / "result.json").exists():
             result = read_json(folder / "result.json")
             print(f"{folder} is finished, nothing to do.\n{folder}")
             return {**result, "folder": str(folder)}
+        if settings.resume and ranks.main and not (folder / "last.pt").exists():
+            note(f"--resume: {folder} has no checkpoint yet; the run starts anew.")
         data = load_data(settings)
-        if ranks.main:
-            make_folder(folder, settings.resume)
-            held.enter_context(locked(folder))
         run = start_run(settings, folder, data, device, ranks)
-        ranks.from_main(None)  # the folder stands and is locked
         log = None
         if ranks.main:
             log = held.enter_context(
@@ -162,7 +162,7 @@ def load_data(settings: Settings) -> Data:
             f"{listing.origin} has no labels, and --train_mode {mode} trains on them; add a column label, or put the "
             "images into one folder per class."
         )
-    classes = class_names(listing.labels)
+    classes = class_names(listing)
     if len(classes) < 2:
         raise UserError(f"{listing.origin} has the single class {classes[0]!r}; a classifier needs two or more.")
 
@@ -170,7 +170,7 @@ def load_data(settings: Settings) -> Data:
         found = list_split(settings.data_root, domain, split, with_labels=names is not None)
         if found is not None and names is not None:
             if domain not in (labelled_name, source):  # the folders of a target may sort by anything
-                found = drop_foreign_labels(found, names)
+                found = of_known_classes(found, names)
             if found.labels is None:
                 return None
         if found is None:
@@ -431,7 +431,8 @@ def finish(
     draw_curves({run.folder.name: log.lines}, run.folder / "curves.png")
     draw_answers(run.folder, settings, data, measured)
     lines = [line for line in log.lines if line["step"] <= selected["step"]]
-    warnings = collapse(lines[-1], len(data.classes)) if lines else []
+    answered = len(measured.target.probabilities) if measured.target else 0
+    warnings = collapse(lines[-1], len(data.classes), answered) if lines else []
     if lines and "adversarial" in settings.values.parts:
         warnings += idle_adversary(lines, run.distance_before, after)
     for sentence in warnings:

@@ -20,19 +20,23 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from dataset import Domain, LooseImage, drop_foreign_labels, leads_out, list_split, read_domain
+from dataset import Domain, LooseImage, list_split, of_known_classes, read_domain
 from metrics import MINIMUM, predict, proxy_a_distance
 from model import DANN, SOURCE
 from plots import draw_by_class, draw_by_domain
 from runs import build_network, load_checkpoint, resolve_checkpoint
-from utils import DEVICES, SEED, Parser, UserError, atomic_path, bounded, choose_device, run_script, shown
+from utils import DEVICES, SEED, Parser, UserError, atomic_path, bounded, choose_device, run_script, shown, user_path
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="run folder or checkpoint file")
-    parser.add_argument("--data_root", type=Path, required=True, metavar="DIR", help="folder that holds the domains")
-    parser.add_argument("--out_path", type=Path, required=True, metavar="DIR", help="folder for the figures")
+    parser.add_argument(
+        "--checkpoint", type=user_path, required=True, metavar="PATH", help="run folder or checkpoint file"
+    )
+    parser.add_argument(
+        "--data_root", type=user_path, required=True, metavar="DIR", help="folder that holds the domains"
+    )
+    parser.add_argument("--out_path", type=user_path, required=True, metavar="DIR", help="folder for the figures")
     parser.add_argument("--source_file", metavar="NAME", help="source domain (default: the checkpoint's)")
     parser.add_argument("--target_file", metavar="NAME", help="target domain (default: the checkpoint's)")
     parser.add_argument(
@@ -58,7 +62,7 @@ def read_validation(data_root: Path, domain: str, classes: list[str], size: int)
         except LooseImage:  # the folders of a target without labels need not be its classes
             listing = list_split(data_root, domain, split, with_labels=False)
         if listing is not None:
-            return read_domain(drop_foreign_labels(listing, classes), classes, size, 0), split
+            return read_domain(of_known_classes(listing, classes), classes, size, 0), split
     raise UserError(f"{data_root / domain} holds no images; put some there.")
 
 
@@ -98,7 +102,15 @@ def look_at(data_root: Path, name: str, net: DANN, classes: list[str], statistic
 
 
 def embed(features: np.ndarray, seed: int) -> np.ndarray:
-    """Features [N, F] -> coordinates [N, 2] by PCA to at most 50 dimensions and t-SNE."""
+    """Features [N, F] -> coordinates [N, 2] by PCA to at most 50 dimensions and t-SNE.
+
+    Raises UserError where all are alike.
+    """
+    if not np.isfinite(features).all() or np.ptp(features, axis=0).max() < 1e-6:
+        raise UserError(
+            f"the features of all {len(features)} images are the same, so there is nothing to draw: the network has "
+            "collapsed; train it again with another --seed or a lower -lr."
+        )
     reduced = PCA(min(50, *features.shape), random_state=seed).fit_transform(features)
     perplexity = min(30.0, (len(features) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
@@ -129,7 +141,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     stated = checkpoint["args"]
     names = [args.source_file or stated.get("source_file"), args.target_file or stated.get("target_file")]
     for flag, name in zip(("--source_file", "--target_file"), names, strict=True):
-        if not isinstance(name, str) or leads_out(Path(name)):
+        if not isinstance(name, str) or "\0" in name:
             raise UserError(f"{file} does not say its domain; give {flag}.")
     # BatchNorm statistics of the source exist where it was trained on; a `target` run has its target's alone.
     statistics = [net.predict_as if stated.get("train_mode") == "target" else SOURCE, net.predict_as]

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,16 @@ def bounded(kind: Callable[[str], Any], low: float, high: float = float("inf"), 
 SEED = bounded(int, 0, 2**31 - 1)
 
 
+def user_path(text: str) -> Path:
+    """An argparse `type`: a path, `~` expanded, as no shell does behind an equals sign."""
+    return Path(text).expanduser()
+
+
+def note(sentence: str) -> None:
+    """Tell the user, on stderr, what is no error and yet not as it seems."""
+    print(f"note: {' '.join(sentence.splitlines())}", file=sys.stderr, flush=True)
+
+
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
@@ -108,6 +119,7 @@ def run_script(main: Callable[[], dict[str, Any]]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
+    warnings.showwarning = lambda message, *where: note(str(message))  # those of a library that no module knows of
     try:
         outcome = main()
         sys.stdout.flush()
@@ -169,6 +181,14 @@ def cpuinfo() -> str:
     with contextlib.suppress(OSError):
         return Path("/proc/cpuinfo").read_text()
     return ""
+
+
+def memory_of_machine() -> int | None:
+    """Bytes of main memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def versions() -> dict[str, str]:

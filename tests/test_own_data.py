@@ -1,0 +1,550 @@
+"""What people's real folders, files and lists look like: each is read as its owner expects, or refused in one sentence.
+
+Every test builds the tree that it is about, so that the oracle is what was built.
+"""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import QUICK, ended, stripes
+from PIL import Image
+
+import inference
+import train
+import tsne
+from dataset import class_names, image_names, list_split, of_known_classes, read_domain, read_image
+from metrics import collapse, validation_scores
+from plots import draw_by_class, fonts_for
+from utils import UserError
+
+CLASSES = ("ash", "birch", "elm")
+
+
+def picture(path: Path, label: int = 0, **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = sum(path.name.encode()) + 7 * label
+    Image.fromarray(stripes(label, np.random.default_rng(number))).save(path, format="PNG", **options)
+
+
+def tree(root: Path, *names: str) -> Path:
+    """Write an image for each name; its class is the part of the path that is one of CLASSES, else the first."""
+    for name in names:
+        label = next((CLASSES.index(part) for part in Path(name).parts if part in CLASSES), 0)
+        picture(root / name, label)
+    return root
+
+
+def classes_of(data_root: Path, domain: str = "d", split: str = "train") -> dict[str, int]:
+    """What a labelled split is read as: class -> number of images."""
+    listing = list_split(data_root, domain, split, with_labels=True)
+    assert listing is not None
+    labels = listing.labels or []
+    return {name: labels.count(name) for name in class_names(listing)}
+
+
+def refused(act: Callable[[], object], *named: str) -> None:
+    """One sentence that names all of `named`."""
+    with pytest.raises(UserError) as error:
+        act()
+    missing = [word for word in named if word not in str(error.value)]
+    assert not missing, f"{missing} not in: {error.value}"
+
+
+# Folders
+
+
+@pytest.mark.parametrize(
+    ("train_name", "val_name"),
+    [
+        ("Training", "Testing"),
+        ("Train", "Val"),
+        ("seg_train", "seg_val"),
+        ("TRAIN", "validation"),
+        ("train_set", "valid"),
+    ],
+)
+def test_folders_called_as_splits_are_the_splits_whatever_their_case(
+    tmp_path: Path, train_name: str, val_name: str
+) -> None:
+    tree(
+        tmp_path / "d",
+        *[f"{split}/{name}/{i}.png" for split in (train_name, val_name) for name in CLASSES for i in "01"],
+    )
+    assert classes_of(tmp_path) == dict.fromkeys(CLASSES, 2)
+    split = "test" if val_name == "Testing" else "val"
+    assert classes_of(tmp_path, split=split) == dict.fromkeys(CLASSES, 2)
+
+
+def test_an_archive_that_unpacks_to_a_folder_of_its_own_name_is_read_through_it(tmp_path: Path) -> None:
+    names = [f"seg_{s}/seg_{s}/{name}/{i}.png" for s in ("train", "test") for name in CLASSES for i in "012"]
+    tree(tmp_path / "d", *names)
+    assert classes_of(tmp_path) == dict.fromkeys(CLASSES, 3)
+
+
+def test_a_class_called_train_beside_others_is_a_class_and_not_the_whole_domain(tmp_path: Path) -> None:
+    tree(tmp_path / "d", "car/0.png", "car/1.png", "bus/0.png", "train/0.png")
+    assert classes_of(tmp_path) == {"bus": 1, "car": 2, "train": 1}
+    unlabelled = list_split(tmp_path, "d", "train", with_labels=False)
+    assert unlabelled is not None
+    assert len(unlabelled.names) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (["train/ash/0.png", "val/ash/0.png", "extra/ash/0.png"], ["extra"]),
+        (["train/ash/0.png", "Train/ash/0.png", "val/ash/0.png"], ["train", "Train"]),
+        (["train/ash/0.png", "val/ash/0.png", "valid/ash/0.png"], ["val", "valid"]),
+        (["ash/train/0.png", "ash/test/0.png", "elm/train/0.png", "elm/test/0.png"], ["elm/", "split"]),
+    ],
+)
+def test_folders_that_could_be_splits_or_classes_are_refused_by_name(
+    tmp_path: Path, names: list[str], named: list[str]
+) -> None:
+    refused(lambda: classes_of(tree(tmp_path / "d", *names).parent), *named)
+
+
+def test_a_linked_class_folder_and_linked_images_are_read_and_a_loop_ends(tmp_path: Path) -> None:
+    tree(tmp_path / "elsewhere", "elm/0.png", "elm/1.png", "more/2.png")
+    root = tree(tmp_path / "d", "ash/0.png", "birch/0.png")
+    (root / "elm").symlink_to(tmp_path / "elsewhere" / "elm")
+    (root / "ash" / "linked.png").symlink_to(tmp_path / "elsewhere" / "more" / "2.png")
+    (root / "birch" / "back").symlink_to(root)
+    assert classes_of(tmp_path) == {"ash": 2, "birch": 1, "elm": 2}
+
+
+def test_two_names_of_one_folder_are_a_question_and_not_the_same_images_twice(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "ash/0.png", "birch/0.png")
+    (root / "Aaa").symlink_to(root / "ash")
+    refused(lambda: classes_of(tmp_path), "Aaa")
+
+
+def test_prediction_over_a_folder_of_links_labels_each_and_names_the_dangling_one(
+    dann_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree(tmp_path / "real", "0.png", "1.png", "sub/2.png")
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "a.png").symlink_to(tmp_path / "real" / "0.png")
+    (links / "sub").symlink_to(tmp_path / "real" / "sub")
+    (links / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    outcome = inference.main(
+        ["--checkpoint", str(dann_run), "--test_loc", str(links), "--out_path", str(tmp_path / "p.csv")]
+    )
+    assert (outcome["count"], list(outcome["left_out"])) == (2, ["gone.png"])
+    assert sorted(pd.read_csv(tmp_path / "p.csv")["image_name"]) == ["a.png", "sub/2.png"]
+
+
+@pytest.mark.parametrize("name", ["0", "0.JPG~", "0.image", "photo.jpg.bak", "0.PNG"])
+def test_an_image_is_one_by_its_content_whatever_its_name(tmp_path: Path, name: str) -> None:
+    tree(tmp_path / "d", f"ash/{name}", "elm/1.png")
+    assert classes_of(tmp_path) == {"ash": 1, "elm": 1}
+
+
+def test_what_is_no_image_is_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree(tmp_path / "d", "0.png", "1.png")
+    (tmp_path / "d" / "film.mp4").write_bytes(b"no image at all")
+    (tmp_path / "d" / "labels.csv").write_text("image_name\n")
+    assert image_names(tmp_path / "d") == ["0.png", "1.png"]
+    assert "film.mp4" in capsys.readouterr().err
+
+
+def test_an_empty_class_folder_is_named_and_not_forgotten(tmp_path: Path) -> None:
+    (tree(tmp_path / "d", "ash/0.png", "elm/0.png") / "oak").mkdir()
+    refused(lambda: classes_of(tmp_path), "oak")
+
+
+def test_folders_that_a_system_leaves_are_no_classes(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "ash/0.png", "elm/0.png", "__MACOSX/ash/0.png", ".cache/0.png")
+    assert classes_of(root.parent) == {"ash": 1, "elm": 1}
+
+
+def test_a_heic_without_its_package_says_which_package_reads_it(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    if "pillow_heif" in sys.modules:
+        pytest.skip("pillow-heif is installed")
+    (tmp_path / "0.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    assert "pillow-heif" in str(read_image(tmp_path / "0.heic", 28))
+
+
+def test_a_folders_name_is_the_class_as_it_is_written(tmp_path: Path) -> None:
+    tree(tmp_path / "d", "001/0.png", "002/0.png", "010/0.png")
+    assert list(classes_of(tmp_path)) == ["001", "002", "010"]
+
+
+@pytest.mark.parametrize("other", ["1", "01", "0001"])
+def test_two_spellings_of_one_number_are_a_question(tmp_path: Path, other: str) -> None:
+    refused(lambda: classes_of(tree(tmp_path / "d", "001/0.png", f"{other}/0.png").parent), "'001'", f"'{other}'")
+
+
+def test_in_a_csv_3_and_3_0_are_one_label(tmp_path: Path) -> None:
+    tree(tmp_path / "d", "data/0.png", "data/1.png", "data/2.png")
+    (tmp_path / "d" / "train.csv").write_text("image_name,label\n0.png,3\n1.png,3.0\n2.png,4\n")
+    assert classes_of(tmp_path) == {"3": 2, "4": 1}
+
+
+def test_an_open_set_val_is_measured_on_the_classes_that_both_have_and_names_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree(tmp_path / "d", "ash/0.png", "elm/0.png", "other/0.png", "other/1.png", "Birch/0.png")
+    listing = list_split(tmp_path, "d", "train", with_labels=True)
+    assert listing is not None
+    kept = of_known_classes(listing, list(CLASSES))
+    assert kept.labels == ["ash", "elm"]
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("other (2)", "Birch (1)", "birch?", "2 images"))
+
+
+def test_a_val_of_no_known_class_has_no_accuracy_and_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listing = list_split(tree(tmp_path / "d", "red/0.png", "blue/0.png").parent, "d", "train", with_labels=True)
+    assert listing is not None
+    assert of_known_classes(listing, list(CLASSES)).labels is None
+    assert "red" in capsys.readouterr().err
+
+
+def test_a_domain_outside_data_root_trains_and_is_drawn(small_data: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_data / "usps", tmp_path / "away")
+    flags = [
+        "--data_root",
+        small_data,
+        "--train_mode",
+        "dann",
+        "--target_file",
+        tmp_path / "away",
+        "--save_dir",
+        tmp_path,
+    ]
+    outcome = train.main([*map(str, flags), "--run_name", "r", *QUICK])
+    code, _, error = ended(
+        tsne,
+        "--checkpoint",
+        outcome["folder"],
+        "--data_root",
+        small_data,
+        "--out_path",
+        tmp_path / "f",
+        "--limit",
+        "20",
+    )
+    assert (code, error) == (0, "")
+
+
+# Images
+
+
+def test_a_damaged_exif_leaves_the_image_readable(tmp_path: Path) -> None:
+    picture(tmp_path / "0.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\xff\xff\xff\xff")
+    assert isinstance(read_image(tmp_path / "0.png", 28), np.ndarray)
+
+
+@pytest.mark.parametrize("ink", ["white", "black", "yellow"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_strokes_on_a_transparent_ground_stay_visible(tmp_path: Path, ink: str, mode: str) -> None:
+    layer = Image.new("RGBA", (28, 28), (0, 0, 0, 0))
+    layer.paste(Image.new("RGBA", (8, 20), ink), (10, 4))
+    (layer if mode != "LA" else layer.convert("LA")).save(tmp_path / "0.png")
+    pixels = read_image(tmp_path / "0.png", 28)
+    assert isinstance(pixels, np.ndarray)
+    assert np.ptp(pixels.astype(int).max(2)) > 60 or np.ptp(pixels.astype(int).min(2)) > 60
+
+
+def test_images_of_one_colour_are_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree(tmp_path / "d", "0.png")
+    for i in (1, 2):
+        Image.new("RGB", (28, 28), (9, 200, i)).save(tmp_path / "d" / f"{i}.png")
+    listing = list_split(tmp_path, "d", "train", with_labels=False)
+    assert listing is not None
+    read_domain(listing, None, 28, 1)
+    said = capsys.readouterr().err
+    assert "2 of 3" in said
+    assert "1.png" in said
+
+
+def test_a_photo_of_60_megapixels_is_read(tmp_path: Path) -> None:
+    Image.new("RGB", (10_000, 6_000), (10, 90, 200)).save(tmp_path / "0.jpg")
+    pixels = read_image(tmp_path / "0.jpg", 32)
+    assert isinstance(pixels, np.ndarray)
+    assert abs(pixels.astype(int) - [10, 90, 200]).max() < 4
+
+
+# Lists and labels
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("image_name;label\n0.png;ash\nä.png;elm\n", "utf-8"),
+        ("sep=;\nimage_name;label\n0.png;ash\nä.png;elm\n", "utf-8-sig"),
+        ("image_name,label\r\n0.png,ash\r\nä.png,elm\r\n", "cp1252"),
+        ("image_name\tlabel\n0.png\tash\nä.png\telm\n", "utf-16"),
+        ("Image_Name|Label\n0.png|ash\nä.png|elm\n", "utf-8"),
+    ],
+)
+def test_a_csv_as_spreadsheets_write_it_is_read(tmp_path: Path, text: str, encoding: str) -> None:
+    tree(tmp_path / "d", "data/0.png", "data/ä.png")
+    (tmp_path / "d" / "train.csv").write_bytes(text.encode(encoding))
+    assert classes_of(tmp_path) == {"ash": 1, "elm": 1}
+
+
+def test_a_csv_without_the_columns_names_what_its_first_line_is(tmp_path: Path) -> None:
+    tree(tmp_path / "d", "data/0.png")
+    (tmp_path / "d" / "train.csv").write_text("filename,class\n0.png,ash\n")
+    refused(lambda: classes_of(tmp_path), "train.csv", "image_name", "filename,class")
+
+
+@pytest.mark.parametrize("name", ["0", "data/0.png", "0.PNG", "./0.png", "data\\0.png", "{home}/0.png"])
+def test_a_near_miss_in_a_csv_is_the_one_file_that_it_can_mean(tmp_path: Path, name: str) -> None:
+    home = tree(tmp_path / "d", "data/0.png", "data/10.png", "data/sub/1.png") / "data"
+    (tmp_path / "d" / "train.csv").write_text(f"image_name,label\n{name.format(home=home)},ash\n10.png,elm\n")
+    listing = list_split(tmp_path, "d", "train", with_labels=True)
+    assert listing is not None
+    assert listing.paths[0] == home / "0.png"
+
+
+def test_a_near_miss_that_two_files_can_be_is_refused_with_a_suggestion(tmp_path: Path) -> None:
+    tree(tmp_path / "d", "data/leaf_0.png", "data/leaf_0.jpg", "data/leaf_1.png")
+    (tmp_path / "d" / "train.csv").write_text("image_name,label\nleaf_0,ash\nleaf_1.png,elm\n")
+    listing = list_split(tmp_path, "d", "train", with_labels=True)
+    assert listing is not None
+    refused(lambda: read_domain(listing, ["ash", "elm"], 28, 1), "row 2", "did you mean", "leaf_0")
+
+
+def test_a_list_of_paths_and_labels_is_read_as_paths(dann_run: Path, tmp_path: Path) -> None:
+    tree(tmp_path, "a b.png", "c.png", "sub/d.png")
+    (tmp_path / "list.txt").write_bytes("a b.png 3\nc.png;4\nsub/d.png\t0\n".encode("cp1252"))
+    flags = ["--checkpoint", dann_run, "--test_loc", tmp_path / "list.txt", "--out_path", tmp_path / "p.csv"]
+    assert inference.main([str(flag) for flag in flags])["count"] == 3
+    assert sorted(pd.read_csv(tmp_path / "p.csv")["image_name"]) == ["a b.png", "c.png", "sub/d.png"]
+
+
+def test_a_tilde_behind_an_equals_sign_is_the_home_folder(
+    dann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path / "in", "0.png")
+    inference.main([f"--checkpoint={dann_run}", f"--test_loc={tmp_path / 'in'}", "--out_path=~/pred"])
+    assert (tmp_path / "pred" / "pred.csv").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("name", ["pred.txt", "pred.tsv", "pred.xlsx"])
+def test_an_out_path_of_another_ending_is_refused(dann_run: Path, tmp_path: Path, name: str) -> None:
+    tree(tmp_path / "in", "0.png")
+    code, _, error = ended(
+        inference, "--checkpoint", dann_run, "--test_loc", tmp_path / "in", "--out_path", tmp_path / name
+    )
+    assert code == 2
+    assert name in error
+    assert not (tmp_path / name).exists()
+
+
+# Runs and figures
+
+
+def test_features_that_are_all_alike_are_refused_and_do_not_crash() -> None:
+    refused(lambda: tsne.embed(np.ones((60, 8), dtype=np.float32), 0), "60")
+
+
+def test_sixty_five_classes_are_drawn_and_no_name_covers_a_point(tmp_path: Path) -> None:
+    rng, n = np.random.default_rng(0), 400
+    names = [f"class number {k}" for k in range(65)]
+    draw_by_class(rng.normal(size=(n, 2)), np.repeat([0, 1], n // 2), rng.integers(0, 65, n), names, ["s", "t"], "65",
+                  tmp_path / "p.png")  # fmt: skip
+    assert Image.open(tmp_path / "p.png").size == (1008, 840)
+
+
+def test_class_names_in_any_script_come_with_a_font_or_one_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fonts_for.cache_clear()
+    draw_by_class(np.eye(2), np.array([0, 1]), np.array([0, 1]), ["白桦", "榆树"], ["s", "t"], "t", tmp_path / "p.png")
+    said = capfd.readouterr().err
+    assert len(fonts_for("st t白桦榆树")) == 2 or said.startswith("note:")
+    assert "Glyph" not in said
+    assert said.count("\n") <= 1
+
+
+def test_two_runs_started_at_once_with_the_default_name_get_a_folder_each(small_data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, train.__file__, "--data_root", str(small_data), "--train_mode", "source"]
+    command += ["--save_dir", str(tmp_path), *QUICK, "--max_steps", "2"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ends = [(process.communicate()[1], process.returncode) for process in both]
+    assert [code for _, code in ends] == [0, 0], ends
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source_none_tuned_seed0", "source_none_tuned_seed0-2"]
+
+
+def test_resume_with_nothing_there_says_that_it_starts_anew(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--data_root", str(small_data), "--train_mode", "source", "--save_dir", str(tmp_path), "--resume", *QUICK]
+    train.main([*flags, "--run_name", "new"])
+    assert "new" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>", b"\n <html><head>", b"<?xml version='1.0'?>"])
+def test_a_web_page_saved_as_a_checkpoint_is_called_a_web_page(tmp_path: Path, page: bytes) -> None:
+    (tree(tmp_path, "in/0.png") / "x.pt").write_bytes(page + bytes(500))
+    code, _, error = ended(
+        inference, "--checkpoint", tmp_path / "x.pt", "--test_loc", tmp_path / "in", "--out_path", tmp_path / "o"
+    )
+    assert code == 2
+    assert "x.pt" in error
+    assert "web page" in error
+
+
+def test_data_that_does_not_fit_into_memory_is_refused_before_it_is_read_with_the_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree(tmp_path / "d", *[f"{i}.png" for i in range(9)])
+    monkeypatch.setattr("dataset.memory_of_machine", lambda: 1000)
+    listing = list_split(tmp_path, "d", "train", with_labels=False)
+    assert listing is not None
+    refused(lambda: read_domain(listing, None, 28, 1), "GB", "--size")
+
+
+def sure(labels: list[int], classes: int) -> dict[str, float]:
+    p = torch.nn.functional.one_hot(torch.tensor(labels), classes) * 0.97 + 0.03 / classes
+    return {**validation_scores(p), "top_class_share": max(map(labels.count, labels)) / len(labels)}
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([7 * i % 65 for i in range(30)], 65),
+        ([i % 4 for i in range(200)], 10),
+        ([int(i % 10 > 7) for i in range(100)], 2),
+        ([0, 1, 2], 10),
+    ],
+    ids=["30 images of 65 classes", "4 of 10 classes", "two classes, one rare", "three images"],
+)
+def test_right_and_sure_answers_are_no_collapse(labels: list[int], classes: int) -> None:
+    assert collapse(sure(labels, classes), classes, len(labels)) == []
+
+
+@pytest.mark.parametrize("classes", [2, 10, 65])
+def test_one_answer_for_every_image_is_a_collapse_whatever_the_number_of_classes(classes: int) -> None:
+    assert collapse(sure([1] * 100, classes), classes, 100)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 65])
+def test_unsure_answers_are_said_whatever_the_number_of_classes(classes: int) -> None:
+    p = torch.rand(500, classes, generator=torch.Generator().manual_seed(0)).mul(2).softmax(1)
+    assert collapse({**validation_scores(p), "top_class_share": 0.2}, classes, 500)
+
+
+def test_the_network_runs_without_what_apples_gpus_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    from model import DANN
+
+    def forbidden(*args: object, **kwargs: object) -> None:
+        raise AssertionError("adaptive pooling of 7x7 to 2x2 is refused there")
+
+    monkeypatch.setattr(torch.nn.functional, "adaptive_avg_pool2d", forbidden)
+    assert DANN(10)(torch.zeros(2, 3, 28, 28)).shape == (2, 10)
+
+
+def test_mirrored_places_sample_what_reflection_does() -> None:
+    from augment import reflected
+
+    x, grid = torch.rand(4, 3, 28, 20), torch.rand(4, 28, 20, 2) * 6 - 3
+    wanted = torch.nn.functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    found = torch.nn.functional.grid_sample(x, reflected(grid, 20, 28), align_corners=False)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+def test_a_warning_of_a_library_becomes_one_line_of_ours(tmp_path: Path) -> None:
+    code = "import warnings\nfrom utils import run_script\nrun_script(lambda: warnings.warn('odd\\nthing') or {})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(train.__file__).parent, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "note: odd thing\n")
+
+
+def test_permission_to_list_a_folder_is_asked_for(unprivileged: Path) -> None:
+    tree(unprivileged / "d", "ash/0.png", "elm/0.png")
+    os.chmod(unprivileged / "d" / "elm", 0)
+    try:
+        refused(lambda: classes_of(unprivileged), "elm")
+    finally:
+        os.chmod(unprivileged / "d" / "elm", 0o755)
+
+
+# 2,000 trees that nobody thought of
+
+PLAIN = ["ash", "birch", "Elm", "oak tree", "白桦", "007", "42", "x.y", "cat-2"]
+TRICKY = ["train", "Val", "test", "data", "images", "7", "1e3", "dev"]
+SPLIT_NAMES = [
+    ("train", "val"),
+    ("Train", "Val"),
+    ("Training", "valid"),
+    ("seg_train", "seg_val"),
+    ("TRAIN_SET", "dev"),
+]
+ENDINGS = [".png", ".PNG", ".jpg", "", ".jpeg~", ".img"]
+
+
+def build(rng: random.Random, root: Path) -> tuple[dict[str, dict[str, int]], bool]:
+    """Build a random labelled domain root/d; returns images by split and class, and whether it must be readable."""
+    simple = rng.random() < 0.5
+    names = [*rng.sample(PLAIN, 1), *rng.sample(PLAIN[1:] if simple else PLAIN[1:] + TRICKY, rng.randint(1, 4))]
+    names = sorted(set(names))  # were every class called as a split, they could not be told from splits
+    splits = rng.choice(SPLIT_NAMES) if rng.random() < 0.6 else None
+    home = root / "d"
+    if splits and rng.random() < 0.2:
+        home = home / rng.choice(["dataset", "d", "images"])  # as an archive unpacks
+    made: dict[str, dict[str, int]] = {}
+    number = 0
+    for split, folder in zip(("train", "val"), splits or ("",), strict=False):
+        made[split] = {}
+        for name in names:
+            place = home / folder / name
+            real = place
+            if rng.random() < 0.15:  # a linked class folder
+                real = root / "elsewhere" / folder / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                real.mkdir(parents=True, exist_ok=True)
+                place.symlink_to(real)
+            made[split][name] = rng.randint(1, 3)
+            for _ in range(made[split][name]):
+                deep = Path(*rng.sample(["a", "2021", "b c"], rng.choice([0, 0, 0, 1, 2])))
+                number += 1
+                image = real / deep / f"{number}{rng.choice(ENDINGS)}"
+                picture(image)
+                if rng.random() < 0.1:
+                    (real / deep / f"link{number}.png").symlink_to(image)
+                    made[split][name] += 1
+        for junk in rng.sample(["notes.txt", ".DS_Store", "Thumbs.db", "film.mp4"], rng.randint(0, 2)):
+            (home / folder / junk).write_bytes(b"no image")
+        if rng.random() < 0.1:
+            picture(home / folder / "__MACOSX" / "x.png")
+        if rng.random() < 0.05:
+            (home / folder / names[0] / "back").symlink_to(home)
+    return made, simple
+
+
+@pytest.mark.slow
+def test_of_2000_random_trees_none_is_learnt_wrongly(tmp_path: Path) -> None:
+    refused_ones = 0
+    for seed in range(2000):
+        root = tmp_path / str(seed)
+        made, readable = build(random.Random(seed), root)
+        found: dict[str, dict[str, int]] = {}
+        try:
+            for split in made:
+                found[split] = classes_of(root, split=split)
+        except UserError as error:
+            assert not readable, f"tree {seed} is refused: {error}"
+            refused_ones += 1
+        else:
+            assert found == made, f"tree {seed}"
+        shutil.rmtree(root)
+    assert refused_ones < 700
