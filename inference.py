@@ -16,12 +16,12 @@ the label of an image that lies between two classes.
 import argparse
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -192,21 +192,14 @@ def score(predicted: dict[str, str], wanted: dict[str, str], classes: list[str])
     pairs = [(wanted[name], answer) for name, answer in predicted.items() if name in wanted]
     if not pairs:
         raise UserError("--labels names none of the predicted images; its image_name must be relative to --test_loc.")
-    counts = Counter(pairs)
-    confusion = [[counts[truth, answer] for answer in classes] for truth in classes]
-    per_class = {
-        name: row[k] / sum(row) if sum(row) else None
-        for k, (name, row) in enumerate(zip(classes, confusion, strict=True))
-    }
-    accuracy = sum(row[k] for k, row in enumerate(confusion)) / len(pairs)
-    width = max(len(name) for name in [*classes, str(len(pairs))]) + 1
-    lines = ["label".ljust(width + 4) + "".join(name.rjust(width) for name in classes) + "   right"]
-    for name, row in zip(classes, confusion, strict=True):
-        lines.append(
-            name.ljust(width + 4) + "".join(str(n).rjust(width) for n in row) + f"   {shown(per_class[name], 3)}"
-        )
-    text = f"accuracy {accuracy:.4f} of {len(pairs)} labelled images; rows: label, columns: answer\n" + "\n".join(lines)
-    return {"accuracy": accuracy, "per_class": per_class, "scored": len(pairs)}, text
+    label, answer = (pd.Categorical(column, classes) for column in zip(*pairs, strict=True))
+    confusion = pd.crosstab(label, answer, rownames=["label"], colnames=["answer"], dropna=False)
+    right = np.diag(confusion)
+    shares = {name: k / n if n else None for name, k, n in zip(classes, right, confusion.sum(axis=1), strict=True)}
+    accuracy = right.sum() / len(pairs)
+    table = confusion.assign(right=[shown(share, 3) for share in shares.values()]).to_string()
+    text = f"accuracy {accuracy:.4f} of {len(pairs)} labelled images; rows: label, columns: answer\n{table}"
+    return {"accuracy": float(accuracy), "per_class": shares, "scored": len(pairs)}, text
 
 
 def summary(probabilities: Tensor, classes: list[str], trained: dict[str, Any]) -> str:

@@ -246,7 +246,7 @@ class PickledModule:
 # What the published files name, and nothing else; `src.dann.CNNModel` is their own class (torch 1.12).
 PUBLISHED_CLASSES = ["src.dann.CNNModel"] + [
     f"torch.nn.modules.{name}"
-    for name in (
+    for name in [
         "container.Sequential",
         "conv.Conv2d",
         "batchnorm.BatchNorm2d",
@@ -256,7 +256,7 @@ PUBLISHED_CLASSES = ["src.dann.CNNModel"] + [
         "dropout.Dropout2d",
         "dropout.Dropout",
         "linear.Linear",
-    )
+    ]
 ]
 PUBLISHED_PARTS = {
     "feature": "feature_extractor",

@@ -84,14 +84,9 @@ def note(sentence: str) -> None:
 
 
 REMEDIES = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST), "choose another folder"),
     errno.EFBIG: "raise the limit on the size of a file (ulimit -f)",
-    errno.EROFS: "choose a folder that can be written",
-    errno.EACCES: "choose a folder that can be written",
-    errno.EPERM: "choose a folder that can be written",
-    errno.ENOTDIR: "choose a folder that can be written",
-    errno.EEXIST: "choose a folder that can be written",
 }
 
 
