@@ -212,7 +212,8 @@ STEP = """
     y = torch.randint(0, 10, (8,), generator=generator)
     with join_ranks(torch.device("cpu")) as ranks:
         mine = slice(ranks.rank, None, ranks.world)
-        total(ranks.wrap(Objective(net))(x[mine], y[mine], x_t[mine], 0.5)).backward()
+        objective = ranks.wrap(Objective(net))
+        total(objective(x[mine], y[mine], x_t[mine], 0.5)).backward()
         gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
         torch.save(gradients, f"FOLDER/{ranks.world}_{ranks.rank}.pt")
 """
