@@ -2,15 +2,14 @@
 
 import contextlib
 import io
-import itertools
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -22,6 +21,7 @@ from PIL import Image
 
 import prepare_data
 import train
+from runs import Run
 from utils import run_script
 
 QUICK = ["--max_steps", "12", "--batch_size", "16", "--val_period", "6", "--precision", "fp32", "--device", "cpu"]
@@ -46,22 +46,21 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def dann_run(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of a short dann run on `small_data`. Read only."""
-    save_dir = tmp_path_factory.mktemp("runs")
-    outcome = train.main(
-        [
-            "--data_root",
-            str(small_data),
-            "--train_mode",
-            "dann",
-            "--target_file",
-            "usps",
-            "--save_dir",
-            str(save_dir),
-            *QUICK,
-        ]
-    )
-    return Path(outcome["folder"])
+    """Run folder of a short dann run on `small_data`, figures and all. Read only."""
+    return Path(quick_run(small_data, tmp_path_factory.mktemp("runs"))["folder"])
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw nothing: the figures take most of the time of a short run."""
+    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
+        monkeypatch.setattr(train, name, lambda *_: None)
+
+
+def quick_run(root: Path, save_dir: Path, mode: str = "dann", target: str = "usps", *more: str) -> dict[str, Any]:
+    """Result of a short training in this process."""
+    arguments = ["--data_root", str(root), "--save_dir", str(save_dir), "--train_mode", mode, "--target_file", target]
+    return train.main([*arguments, *QUICK, *more])
 
 
 def stripes(label: int, rng: np.random.Generator, size: int = 28) -> np.ndarray:
@@ -102,7 +101,7 @@ def unprivileged() -> Iterator[Path]:
             os.seteuid(0)
 
 
-def ended(script: ModuleType, *argv: object) -> tuple[int, str, str]:
+def ended(script: ModuleType | SimpleNamespace, *argv: object) -> tuple[int, str, str]:
     """Exit code, output and errors of a script, run in this process as its last line runs it."""
     out, error = io.StringIO(), io.StringIO()
     before, sys.argv = sys.argv, [f"{script.__name__}.py"]
@@ -115,17 +114,36 @@ def ended(script: ModuleType, *argv: object) -> tuple[int, str, str]:
 
 
 @contextlib.contextmanager
-def ctrl_c_in_step(number: int) -> Iterator[None]:
-    """Press Ctrl-C at the end of the training step of that number, from 1."""
-    step, numbers = train.train_step, itertools.count(1)
+def in_step(number: int, act: Callable[[], object]) -> Iterator[None]:
+    """Let `act` happen in the training step of that number, from 1, before its update."""
+    seed_step = train.seed_step
 
-    def interrupted(*args: Any) -> None:
-        step(*args)
-        if next(numbers) == number:
-            signal.raise_signal(signal.SIGINT)
+    def acting(seed: int, step: int) -> None:
+        seed_step(seed, step)
+        if step == number - 1:
+            act()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", interrupted)
+        patch.setattr(train, "seed_step", acting)
+        yield
+
+
+def ctrl_c_in_step(number: int) -> contextlib.AbstractContextManager[None]:
+    """Press Ctrl-C in the training step of that number, from 1."""
+    return in_step(number, partial(signal.raise_signal, signal.SIGINT))
+
+
+@contextlib.contextmanager
+def after_each_step(act: Callable[[Run], object]) -> Iterator[None]:
+    """Let `act` see and change a run after each update."""
+    add = train.Meter.add
+
+    def acting(meter: train.Meter, *args: Any) -> None:
+        act(meter.run)
+        add(meter, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Meter, "add", acting)
         yield
 
 

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-import augment
-from augment import blur, cubic, cut_out, neighbours, noise, recolour, views, warp
+from augment import blur, cubic, cut_out, noise, paste_distractors, recolour, views, warp
 
 
 def digits(count: int = 32, size: int = 28) -> torch.Tensor:
@@ -69,10 +68,10 @@ def test_bending_moves_each_place_by_no_more_than_its_range_and_neighbours_nearl
     torch.testing.assert_close(weights[[0, -1]], torch.eye(4)[[0, -1]], rtol=0, atol=1e-6)
 
 
-def test_neighbours_come_in_at_the_sides_only() -> None:
+def test_distractors_come_in_at_the_sides_only() -> None:
     torch.manual_seed(0)
     x = digits(64)
-    y = neighbours(x, reach=0.25, share=0.7)
+    y = paste_distractors(x, reach=0.25, share=0.7)
     middle = slice(9, 19)
     assert torch.equal(y[..., middle], x[..., middle])
     changed = (y != x).any(3).any(2).any(1).float().mean()
@@ -80,7 +79,7 @@ def test_neighbours_come_in_at_the_sides_only() -> None:
     left = (y[:, 0, 0, 0] - x[:, 0, 0, 0]).abs() > 3
     assert left.any()
     assert not left.all()
-    assert torch.equal(neighbours(x, share=0.0), x)
+    assert torch.equal(paste_distractors(x, share=0.0), x)
 
 
 def test_recolouring_scales_each_channel_by_its_own_gain_and_flips_half_of_the_images() -> None:
@@ -147,6 +146,6 @@ def test_views_are_a_function_of_the_seed_and_differ_from_image_to_image(paste: 
 def test_what_is_drawn_lands_on_the_images_device() -> None:
     """No device is named: on `meta`, a device of no values, every view keeps to it."""
     x = torch.empty(4, 3, 28, 28, device="meta")
-    for view in (augment.neighbours, augment.recolour, augment.blur, augment.noise, augment.cut_out):
+    for view in (paste_distractors, recolour, blur, noise, cut_out):
         assert view(x).device.type == "meta"
     assert views(x, True).device.type == "meta"

@@ -1,32 +1,32 @@
-"""Accuracy and the distance of two domains are measured as stated."""
+"""Accuracy, distance and validation scores are what their formulas say, and runs that go wrong are warned of."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import after_each_step, quick_run
+from PIL import Image
 
 from dataset import Domain
-from metrics import answers, domain_distance, predict, proxy_a_distance, share_right
+from metrics import (
+    SCORES,
+    accuracy_of,
+    answers,
+    collapse,
+    domain_distance,
+    idle_adversary,
+    predict,
+    proxy_a_distance,
+    soft_neighbourhood_density,
+    top_class_share,
+    validation_scores,
+)
 from model import DANN
+from runs import Run
 
-
-def test_the_proxy_a_distance_is_near_zero_for_one_distribution_and_two_for_separate_ones() -> None:
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(1000, 10, generator=generator) for _ in range(2))
-    assert abs(proxy_a_distance(a, b)) < 0.3
-    assert proxy_a_distance(a, b + 10) == pytest.approx(2.0)
-
-
-def test_the_proxy_a_distance_is_of_held_out_features() -> None:
-    """With as many dimensions as points a classifier separates what it was fitted on; held out it cannot."""
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(40, 200, generator=generator) for _ in range(2))
-    assert proxy_a_distance(a, b) < 0.8
-
-
-def test_unequal_domains_are_compared_as_equals() -> None:
-    """1,000 against 50 of one distribution: always answering the larger one must not count as telling them apart."""
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(1000, 5, generator=generator), torch.randn(50, 5, generator=generator)
-    assert abs(proxy_a_distance(a, b)) < 0.8
+# Answers
 
 
 def small_domain(count: int = 30) -> Domain:
@@ -36,18 +36,24 @@ def small_domain(count: int = 30) -> Domain:
 
 
 def test_accuracy_is_the_share_of_right_answers_in_evaluation_mode() -> None:
-    net, domain = DANN(arch="published"), small_domain()
-    net.train()
+    torch.manual_seed(0)
+    net, domain = DANN(arch="published").train(), small_domain()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    share = share_right(answers(net, domain))
+    share = accuracy_of(answers(net, domain))
     assert net.training
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())  # no statistic moved
-    net.eval()
     with torch.no_grad():
-        right = net(domain.images.permute(0, 3, 1, 2)).argmax(1) == domain.labels
+        right = net.eval()(domain.images.permute(0, 3, 1, 2)).argmax(1) == domain.labels
     assert share == right.sum().item() / 30
-    assert share_right(answers(net, None)) is None
-    assert share_right(answers(net, Domain(domain.images, None, domain.names))) is None
+
+
+def test_what_was_not_measured_is_none() -> None:
+    net, domain = DANN(), small_domain()
+    enough, few = answers(net, domain), answers(net, small_domain(5))
+    assert accuracy_of(answers(net, None)) is None
+    assert accuracy_of(answers(net, Domain(domain.images, None, domain.names))) is None
+    assert domain_distance(None, enough) is None
+    assert domain_distance(few, few) is None
 
 
 def test_predictions_do_not_depend_on_the_batch_size() -> None:
@@ -56,8 +62,174 @@ def test_predictions_do_not_depend_on_the_batch_size() -> None:
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
 
 
-def test_a_distance_that_cannot_be_measured_is_none() -> None:
-    net = DANN()
-    enough, few = answers(net, small_domain()), answers(net, small_domain(5))
-    assert domain_distance(None, enough) is None
-    assert domain_distance(few, few) is None
+# Proxy A-distance
+
+
+def drawn(*sizes: int, width: int) -> list[torch.Tensor]:
+    """Sets of features of one distribution."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(size, width, generator=generator) for size in sizes]
+
+
+def test_the_proxy_a_distance_is_near_zero_for_one_distribution_and_two_for_separate_ones() -> None:
+    a, b = drawn(500, 500, width=10)
+    assert abs(proxy_a_distance(a, b)) < 0.3
+    assert proxy_a_distance(a, b + 10) == pytest.approx(2.0)
+
+
+def test_the_proxy_a_distance_is_of_held_out_features() -> None:
+    """With as many dimensions as points a classifier separates what it was fitted on; held out it cannot."""
+    a, b = drawn(40, 40, width=200)
+    assert proxy_a_distance(a, b) < 0.8
+
+
+def test_unequal_domains_are_compared_as_equals() -> None:
+    """1,000 against 50 of one distribution: always answering the larger one must not count as telling them apart."""
+    a, b = drawn(1000, 50, width=5)
+    assert abs(proxy_a_distance(a, b)) < 0.8
+
+
+# Validation scores
+
+
+@pytest.mark.parametrize(
+    ("p", "entropy", "diversity"),
+    [
+        (torch.eye(4).repeat(5, 1), 0.0, math.log(4)),  # sure and even answers
+        (torch.eye(4)[[2] * 10], 0.0, 0.0),  # a single answer
+        (torch.full((10, 4), 0.25), math.log(4), math.log(4)),  # unsure answers
+    ],
+)
+def test_information_is_diversity_less_entropy(p: torch.Tensor, entropy: float, diversity: float) -> None:
+    found = validation_scores(p)
+    assert tuple(found) == SCORES
+    assert found["entropy"] == pytest.approx(entropy, abs=1e-6)
+    assert found["diversity"] == pytest.approx(diversity, abs=1e-6)
+    assert found["information_maximisation"] == pytest.approx(diversity - entropy, abs=1e-6)
+
+
+def test_the_neighbourhood_density_is_that_computed_by_hand() -> None:
+    p = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    e = math.exp(20)  # cosine 1 against 0 at temperature 0.05
+    pair, alone = (e / (e + 1), 1 / (e + 1)), (0.5, 0.5)
+    by_hand = -(2 * sum(q * math.log(q) for q in pair) + sum(q * math.log(q) for q in alone)) / 3
+    assert soft_neighbourhood_density(p) == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_images_alike_are_denser_than_images_spread_between_the_classes() -> None:
+    torch.manual_seed(0)
+    clusters = torch.eye(10).repeat(20, 1) * 0.9 + 0.01
+    assert soft_neighbourhood_density(clusters) > soft_neighbourhood_density((3 * torch.randn(200, 10)).softmax(1))
+
+
+def test_the_scores_of_images_in_the_order_of_their_classes_are_those_of_any_order() -> None:
+    for p in (torch.eye(10).repeat_interleave(2000, 0), torch.eye(10).repeat(2000, 1)):  # in blocks, in turn
+        assert validation_scores(p)["diversity"] == pytest.approx(math.log(10), abs=0.01)
+
+
+def test_the_top_class_share_is_that_of_the_most_frequent_answer() -> None:
+    assert top_class_share(torch.eye(4)[[0, 1, 1, 1, 3]]) == 0.6
+
+
+# Warnings
+
+
+def line(**changed: float) -> dict[str, float]:
+    """Of answers that are sure: all of their diversity is information."""
+    diversity = changed.get("diversity", math.log(9))
+    information = diversity - changed.get("entropy", 0.0)
+    sound = {"diversity": diversity, "entropy": 0.0, "information_maximisation": information, "lambda": 0.2, "L_d": 0.6}
+    return {**sound, **changed}
+
+
+def test_a_sound_run_gives_no_warning() -> None:
+    lines = [line(), line(L_d=0.69)]
+    assert collapse(lines[-1], 10) + idle_adversary(lines) == []
+    assert collapse({"diversity": None, "lambda": 0.0, "L_d": None}, 10) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "classes", "names"),
+    [
+        ([line(diversity=0.0)], 10, "same answer"),
+        ([line(), line(diversity=math.log(3))], 10, "3.0 of 10 classes"),
+        ([line(), line(entropy=math.log(2))], 10, "4.5 of 10 classes"),
+        ([line(entropy=0.6, diversity=0.69)], 2, "1.1 of 2 classes"),
+        ([line(top_class_share=0.7)], 10, "70%"),
+        ([line(diversity=0.69, top_class_share=0.96)], 2, "96%"),
+        ([line(**{"lambda": 0.0})], 10, "--lambda_max"),
+        ([line(L_d=0.9), line(L_d=0.85)], 10, "-lr"),
+        ([line(L_d=0.6931), line(L_d=0.6929)], 10, "0.693"),
+    ],
+)
+def test_each_thing_that_goes_wrong_is_warned_of_once(lines: list[dict[str, float]], classes: int, names: str) -> None:
+    (found,) = collapse(lines[-1], classes) + idle_adversary(lines)
+    assert names in found
+
+
+@pytest.mark.parametrize("share", [0.5, 0.87])
+def test_two_classes_of_which_one_is_frequent_are_no_collapse(share: float) -> None:
+    diversity = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    assert collapse(line(diversity=diversity, top_class_share=share), 2) == []
+
+
+@pytest.mark.parametrize("losses", [[0.6931, 0.6929], [0.6, 0.6931, 0.6931, 0.6931]])
+def test_a_domain_classifier_that_guesses_is_reported_with_the_distances_that_tell_whether_it_was_fooled(
+    losses: list[float],
+) -> None:
+    lines = [line(L_d=loss) for loss in losses]
+    (told,), (plain,) = idle_adversary(lines, 1.79, 0.44), idle_adversary(lines)
+    assert "1.79" in told
+    assert "0.44" in told
+    assert "proxy" not in plain
+
+
+@torch.no_grad()
+def set_last(part: torch.nn.Module, weight: float, bias: float = 0.0) -> None:
+    """Scale the last layer's weight; its bias becomes `bias` for its first output and else 0."""
+    *_, last_weight, last_bias = part.parameters()
+    last_weight.mul_(weight)
+    last_bias.zero_()
+    last_bias[0] = bias
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(
+    ("spoil", "names"),
+    [
+        (lambda run: set_last(run.net.domain_classifier, 0.0), "never told the domains apart"),
+        (lambda run: set_last(run.net.domain_classifier, 1.0, bias=9.0), "worse than a guess"),
+        (lambda run: set_last(run.net.label_classifier, 0.0, bias=0.05), "same answer"),  # however unsure it is
+    ],
+)
+def test_a_run_whose_network_is_spoilt_says_so(
+    spoil: Callable[[Run], None], names: str, small_data: Path, tmp_path: Path
+) -> None:
+    with after_each_step(spoil):
+        found = quick_run(small_data, tmp_path, "dann", "usps", "--max_steps", "6", "--val_period", "2")["warnings"]
+    assert any(names in sentence for sentence in found)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_run_too_short_for_lambda_to_rise_says_so(small_data: Path, tmp_path: Path) -> None:
+    found = quick_run(small_data, tmp_path, "dann", "usps", "--max_steps", "1")["warnings"]
+    assert any("--lambda_max" in sentence for sentence in found)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_domain_classifier_that_stops_learning_on_the_way_says_so(small_data: Path, tmp_path: Path) -> None:
+    """It tells blank images from others, until its last layer dies."""
+    (tmp_path / "mnistm").symlink_to(small_data / "mnistm")
+    (tmp_path / "blank").mkdir()
+    for i in range(20):
+        Image.new("L", (28, 28), i).save(tmp_path / "blank" / f"{i}.png")
+
+    def spoil(run: Run) -> None:
+        if run.step > 9:
+            set_last(run.net.domain_classifier, 0.0)
+
+    more = ("--max_steps", "24", "-lr", "0.02", "--val_period", "2")
+    with after_each_step(spoil):
+        found = quick_run(tmp_path, tmp_path / "runs", "dann", "blank", *more)["warnings"]
+    assert any("no longer tells" in sentence for sentence in found)
+    assert any("same answer" in sentence for sentence in found)  # measured without a val set, too

@@ -1,73 +1,88 @@
-"""Exit codes, atomic files, devices and progress of every script."""
+"""Exit codes, atomic files, devices, interrupts, progress and processes; and the rules that every module keeps."""
 
 import ast
 import os
-import platform
 import re
+import signal
+import socket
 import subprocess
 import sys
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 import torch
-from records import read_metrics
+from conftest import QUICK, ended, quick_run, same_tensors
 
 import utils
-from utils import Progress, UserError, atomic_path, choose_device, choose_precision
+from dataset import Batches, Domain
+from losses import Objective
+from model import DANN
+from runs import read_json
+from utils import InterruptFlag, Progress, Ranks, UserError, atomic_path, choose_device, choose_precision
 
 PROJECT = Path(utils.__file__).parent
-SCRIPTS = sorted(file.name for file in PROJECT.glob("*.py") if "run_script(main)\n" in file.read_text())
+SCRIPTS = {"train", "inference", "tsne", "export", "report", "prepare_data"}
+LIBRARIES = {"config", "model", "losses", "augment", "dataset", "metrics", "runs", "plots", "utils"}
+CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_opens_with_the_purpose_of_the_script(script: str) -> None:
-    done = subprocess.run(
-        [sys.executable, script, "--help"],
-        capture_output=True,
-        text=True,
-        cwd=PROJECT,
-        check=False,
-        env={**os.environ, "COLUMNS": "80"},
-    )
-    assert done.returncode == 0
-    assert ast.get_docstring(ast.parse((PROJECT / script).read_text())).splitlines()[0] in done.stdout  # type: ignore[union-attr]
-    assert not re.search("@[A-Z_]+@", done.stdout)  # no placeholder left
+# How a script ends
 
 
-@pytest.mark.parametrize("module", sorted(file.stem for file in PROJECT.glob("*.py")))
-def test_nothing_runs_at_import(module: str) -> None:
-    """Only imports, definitions, constants and matplotlib's choice of backend stand at the top level."""
-    for node in ast.parse((PROJECT / f"{module}.py").read_text()).body:
-        plain = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
-        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        guard = isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
-        backend = isinstance(node, ast.Expr) and ast.unparse(node) == "matplotlib.use('Agg')"
-        assert isinstance(node, plain) or docstring or guard or backend, ast.unparse(node)
+def raising(error: BaseException) -> Callable[[list[str]], NoReturn]:
+    def main(argv: list[str]) -> NoReturn:
+        raise error
+
+    return main
 
 
 @pytest.mark.parametrize(
-    ("body", "code"),
+    ("main", "code", "names"),
     [
-        ("return {}", 0),
-        ("return {'left_out': {'x.png': 'why'}}", 1),
-        ("raise utils.UserError('one sentence.')", 2),
-        ("raise OSError(28, 'No space left on device', '/x')", 2),
-        ("raise KeyboardInterrupt", 130),
-        ("return {'interrupted': True}", 130),
+        (lambda _: {}, 0, ""),
+        (lambda _: {"left_out": {"x.png": "why"}}, 1, ""),
+        (lambda _: {"interrupted": True}, 130, ""),
+        (raising(KeyboardInterrupt()), 130, "script.py"),
+        (raising(UserError("one\nsentence.")), 2, "script.py"),
+        (raising(OSError(28, "No space left on device", "/x")), 2, "/x"),
+        (raising(MemoryError()), 2, "--batch_size"),
     ],
 )
-def test_the_exit_code_says_how_it_ended(body: str, code: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", f"import utils\ndef main():\n    {body}\nutils.run_script(main)"],
-        capture_output=True,
-        text=True,
-        cwd=PROJECT,
-        check=False,
-    )
-    assert done.returncode == code
-    assert "Traceback" not in done.stderr
-    if code == 2:
-        assert done.stderr.count("\n") == 1
+def test_the_exit_code_says_how_it_ended_and_one_line_why(
+    main: Callable[[list[str]], dict], code: int, names: str
+) -> None:
+    found, _, errors = ended(SimpleNamespace(__name__="script", main=main))
+    assert found == code
+    assert len(errors.strip().splitlines()) == bool(names)
+    assert names in errors
+
+
+def test_a_fault_of_ours_shows_its_traceback_and_does_not_count_as_done() -> None:
+    code, _, errors = ended(SimpleNamespace(__name__="script", main=raising(ZeroDivisionError())))
+    assert code == 2
+    assert "Traceback" in errors
+
+
+def test_the_first_ctrl_c_raises_a_flag_and_the_second_interrupts_at_once() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def twice() -> None:
+        with InterruptFlag() as interrupt:
+            assert not interrupt.raised
+            signal.raise_signal(signal.SIGINT)
+            assert interrupt.raised
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        twice()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+# Files, devices, progress
 
 
 def test_an_atomic_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
@@ -87,28 +102,21 @@ def test_an_atomic_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["x.txt"]
 
 
-def test_a_half_written_last_line_of_the_log_is_dropped(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}]
-
-
 def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
-    missing = next(
-        name
-        for name, there in (("mps", torch.backends.mps.is_available()), ("cuda", torch.cuda.is_available()))
-        if not there
-    )
-    with pytest.raises(UserError, match=f"--device {missing} is not available on this machine; use --device auto or"):
+    there = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()}
+    missing = next(name for name, here in there.items() if not here)
+    with pytest.raises(UserError, match=rf"--device {missing} .*\bcpu\b"):
         choose_device(missing)
 
 
-def test_precision_is_as_asked_and_float32_where_bfloat16_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    assert choose_precision("fp32", cpu) is torch.float32
-    assert choose_precision("bf16", cpu) is torch.bfloat16
-    for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, probe, lambda: False, raising=False)
-    assert choose_precision("auto", cpu) is torch.float32
+@pytest.mark.parametrize(("flags", "precision"), [("fma avx512_bf16", torch.bfloat16), ("fma avx2", torch.float32)])
+def test_precision_is_as_asked_and_by_default_what_the_hardware_computes(
+    flags: str, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(utils, "cpuinfo", lambda: f"flags : {flags}\n")
+    assert choose_precision("auto", CPU) is precision
+    assert choose_precision("fp32", CPU) is torch.float32
+    assert choose_precision("bf16", CPU) is torch.bfloat16
     assert choose_precision("auto", torch.device("mps")) is torch.float32
 
 
@@ -119,9 +127,7 @@ def test_progress_prints_plain_lines_with_rate_and_time_left_where_there_is_no_t
     progress.update(25, lambda: "loss 1.0")
     progress.close()
     line = capsys.readouterr().err
-    assert line.startswith("read: 25/100 images, ")
-    assert " images/s, " in line
-    assert line.endswith(" s left, loss 1.0\n")
+    assert re.fullmatch(r"read: 25/100 images, [\d.]+ images/s, \d+ s left, loss 1.0\n", line)
 
 
 def test_the_randomness_of_a_step_is_a_function_of_seed_and_step() -> None:
@@ -133,29 +139,170 @@ def test_the_randomness_of_a_step_is_a_function_of_seed_and_step() -> None:
     assert len({draw(seed, step) for seed in range(5) for step in range(20)}) == 100
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries decide for themselves")
-def test_what_a_step_frees_is_kept_for_the_next_instead_of_going_back_to_the_system_page_by_page() -> None:
+# Several processes
+
+
+def test_the_ranks_shares_make_up_the_batch() -> None:
+    domain = Domain(torch.zeros(40, 28, 28, 3, dtype=torch.uint8), torch.arange(40), [])
+    whole = Batches(domain, 12, 0, 0, CPU)
+    shares = [Batches(domain, 12, 0, 0, CPU, rank, 3) for rank in range(3)]
+    for step in range(7):
+        parts = [share(step)[1] for share in shares]
+        assert all(part is not None and len(part) == 4 for part in parts)
+        together, labels = torch.cat([part for part in parts if part is not None]), whole(step)[1]
+        assert labels is not None
+        assert sorted(together.tolist()) == sorted(labels.tolist())
+
+
+def test_one_process_needs_no_wrapper() -> None:
+    objective, alone = Objective(DANN()), Ranks()
+    assert alone.wrap(objective) is objective
+    assert alone.any(True, CPU, 3) is True
+    assert alone.any(False, CPU, 3) is False
+    assert alone.from_main("x") == "x"
+
+
+def torchrun(*command: str, timeout: int = 240) -> subprocess.CompletedProcess[str]:
+    """A command as two processes on the CPU."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port), *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def train_by_two(*words: str) -> subprocess.CompletedProcess[str]:
+    return torchrun(str(PROJECT / "train.py"), "--train_mode", "dann", "--target_file", "usps", *QUICK, *words)
+
+
+@pytest.mark.slow
+def test_two_processes_reach_the_accuracy_of_one(demo_data: Path, tmp_path: Path) -> None:
+    more = ["--max_steps", "100", "--batch_size", "32"]
+    done = train_by_two("--data_root", str(demo_data), "--save_dir", str(tmp_path / "two"), "--run_name", "x", *more)
+    assert done.returncode == 0, done.stderr
+    assert [file.name for file in (tmp_path / "two").iterdir()] == ["x"]  # rank 1 made no folder of its own
+    one, two = quick_run(demo_data, tmp_path, "dann", "usps", *more), read_json(tmp_path / "two" / "x" / "result.json")
+    assert two["processes"] == 2
+    for name in ("target_val_accuracy", "source_val_accuracy"):
+        assert two[name] == pytest.approx(one[name], abs=0.12)
+
+
+STEP = """
+    import torch
+    from losses import Objective, total
+    from model import DANN, DomainBatchNorm2d
+    from utils import join_ranks
+
+    torch.manual_seed(0)
+    net = DANN(10)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Dropout2d):
+            module.p = 0.0
+        if isinstance(module, DomainBatchNorm2d):  # on the CPU it sees the share of its rank
+            module.forward = lambda x: x
+            module.requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    x, x_t = (torch.randint(0, 256, (8, 3, 28, 28), generator=generator).byte() for _ in range(2))
+    y = torch.randint(0, 10, (8,), generator=generator)
+    with join_ranks(torch.device("cpu")) as ranks:
+        mine = slice(ranks.rank, None, ranks.world)
+        objective = ranks.wrap(Objective(net))
+        total(objective(x[mine], y[mine], x_t[mine], 0.5)).backward()
+        gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+        torch.save(gradients, f"FOLDER/{ranks.world}_{ranks.rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_a_step_of_two_processes_has_the_gradients_of_one(tmp_path: Path) -> None:
+    script = tmp_path / "step.py"
+    script.write_text(textwrap.dedent(STEP).replace("FOLDER", str(tmp_path)))
+    done = torchrun(str(script))
+    assert done.returncode == 0, done.stderr
+    subprocess.run([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(PROJECT)}, check=True)
+    first, second, one = (torch.load(tmp_path / f"{name}.pt") for name in ("2_0", "2_1", "1_0"))
+    assert same_tensors(first, second)
+    assert first.keys() == one.keys()
+    for name, gradient in one.items():
+        torch.testing.assert_close(first[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_when_one_rank_fails_the_other_ends_too(tmp_path: Path) -> None:
+    script = tmp_path / "fail.py"
+    script.write_text(
+        "import sys, time, torch\nfrom utils import join_ranks\n"
+        "with join_ranks(torch.device('cpu')) as ranks:\n"
+        "    sys.exit(3) if ranks.rank else time.sleep(200)\n"
+    )
+    assert torchrun(str(script), timeout=100).returncode != 0
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_split_ends_every_process(small_data: Path, tmp_path: Path) -> None:
+    done = train_by_two("--data_root", str(small_data), "--save_dir", str(tmp_path / "runs"), "-bs", "15")
+    assert done.returncode != 0
+    assert "--batch_size 15" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+# The house
+
+
+def parsed(module: str) -> ast.Module:
+    return ast.parse((PROJECT / f"{module}.py").read_text())
+
+
+def imports(module: str) -> set[str]:
+    """Top-level names that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_the_modules_are_those_of_the_design_and_no_library_needs_a_script_the_laboratory_or_itself() -> None:
+    assert {file.stem for file in PROJECT.glob("*.py")} == SCRIPTS | LIBRARIES
+    needs = {module: imports(module) for module in SCRIPTS | LIBRARIES}
+    assert not any("lab" in names for names in needs.values())
+    assert not any(needs[module] & SCRIPTS for module in LIBRARIES)
+    left = set(needs)
+    while free := {module for module in left if not needs[module] & left}:
+        left -= free
+    assert left == set(), "these import each other in a circle"
+
+
+@pytest.mark.parametrize("module", sorted(SCRIPTS | LIBRARIES))
+def test_nothing_runs_at_import(module: str) -> None:
+    """Only imports, definitions and constants stand at the top level."""
+    for node in parsed(module).body:
+        plain = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        guard = isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+        assert isinstance(node, plain) or docstring or guard, ast.unparse(node)
+
+
+def test_no_private_part_of_torch_is_used() -> None:
+    private = re.compile(r"torch\._C|torch\.ops\.|_foreach_|torch\.utils\._|\._is_")
+    product = [*PROJECT.glob("*.py"), *PROJECT.glob("data_tools/*.py")]
+    assert [file.name for file in product if private.search(file.read_text())] == []
+
+
+def test_importing_the_scripts_leaves_matplotlib_as_it_was() -> None:
     code = (
-        "import resource, sys, torch, utils\n"
-        "if sys.argv[1] == 'kept': utils.keep_freed_memory()\n"
-        "def step(): return [torch.ones(7_000_000) for _ in range(5)]\n"  # 28 MB each
-        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "for _ in range(12): step()\n"  # what it starts with is in pieces
-        "before = faults()\n"
-        "for _ in range(5): step()\n"
-        "print(faults() - before)"
+        "import sys, matplotlib\n"
+        "before = matplotlib.rcParams.copy()\n"
+        f"import {', '.join(sorted(SCRIPTS))}\n"
+        "assert before == matplotlib.rcParams.copy()\n"  # with the backend
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
-    small_pieces = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}  # glibc's own, held fixed
-    kept, usual = (
-        int(
-            subprocess.run(
-                [sys.executable, "-c", code, word],
-                cwd=PROJECT,
-                check=True,
-                capture_output=True,
-                env={**os.environ, **small_pieces},
-            ).stdout
-        )
-        for word in ("kept", "usual")
-    )
-    assert 10 * kept < usual
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
