@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from csv import Error as CSVError
 from csv import reader
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from utils import Progress, UserError, memory_of_machine, note
-
-with contextlib.suppress(ImportError):
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
 
 EXTENSIONS = {
     ".png",
@@ -49,7 +45,7 @@ EXTENSIONS = {
     ".heic",
     ".heif",
 }
-# No other decoder is tried: EPS, for one, runs programs. The last three are there with some builds of Pillow alone.
+# No other decoder is tried: EPS, for one, runs programs.
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "HEIF")
 COMPANIONS = {".csv", ".txt", ".json", ".xml", ".yaml", ".yml", ".md", ".html", ".db", ".ini", ".py", ".pt"}
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
@@ -156,6 +152,17 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
+@lru_cache(maxsize=1)
+def formats() -> list[str]:
+    """Those of FORMATS that Pillow has here; HEIF comes with the package pillow-heif."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def is_image(path: str) -> bool:
     """Whether a file is an image by its name, or else by its content."""
     ending = os.path.splitext(path)[1].lower()
@@ -164,7 +171,7 @@ def is_image(path: str) -> bool:
     if ending in COMPANIONS or not os.path.isfile(path):
         return False
     try:
-        with quiet_pillow(), Image.open(path, formats=FORMATS):
+        with quiet_pillow(), Image.open(path, formats=formats()):
             return True
     except Exception:  # Pillow raises nearly anything on a file that is none of its own
         return False
@@ -574,7 +581,7 @@ def read_image(path: Path, size: int) -> np.ndarray | str:
     try:
         if not os.path.isfile(path) and os.path.exists(path):
             return "no regular file"  # to open a pipe would wait for ever
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=formats()) as image:
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
                 return f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}; make it smaller"
