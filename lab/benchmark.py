@@ -1,6 +1,6 @@
-"""Measure speed and cost on this machine, beside the plain recipe.
+"""Measure speed and memory on this machine, beside the plain recipe.
 
-    python benchmark.py --data_root data/digits
+    python lab/benchmark.py --data_root data/digits
 
 Writes results/benchmark-<device>.json. Nothing else should run meanwhile. About
 15 minutes on 2 cores, 6 of them for the time to accuracy; --parts runs some of
@@ -14,44 +14,55 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import flags
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as this script may be run from anywhere
+
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from records import RunLog, read_json, read_metrics, write_json
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 import inference
 import train
-from checkpoint import build_network, load_checkpoint
+from config import RECIPES, Settings, read_settings
 from dataset import Domain, domain_folder, list_split, read_images
-from losses import adversarial_losses, train_step
+from losses import Objective, total
+from metrics import predict
 from model import ARCHITECTURES, DANN, reverse_gradient
-from plots import draw_time_to_accuracy
-from runs import Data
-from utils import DEVICES, SEED, Parser, bounded, choose_device, choose_precision, describe_device, run_script, versions
+from plots import CLASS_COLOURS, picture
+from runs import RunLog, read_json, read_metrics, save_checkpoint, weights_only, write_json
+from train import Data
+from utils import (
+    DEVICES,
+    SEED,
+    Parser,
+    Ranks,
+    bounded,
+    choose_device,
+    choose_precision,
+    describe_device,
+    run_script,
+    versions,
+)
 
-ROOT = Path(__file__).resolve().parent
-PARTS = ("training", "prediction", "start", "growth", "accuracy")
+ROOT = Path(__file__).resolve().parent.parent
 PLAIN_BATCH = 100  # of the public implementation
 WARM_UP = 5  # steps
 MARKS = (0.82392, 0.95)  # the published DANN on USPS, and what a user would call good
 QUICK_STEPS = 600  # a third of the recipe's: the learning rate falls sooner, and the marks are reached sooner
+COUNTS = (5_000, 50_000, 500_000)  # images a domain, of the part growth
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,10 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--parts",
         nargs="+",
-        choices=PARTS,
-        default=list(PARTS),
+        choices=tuple(MEASURES),
+        default=list(MEASURES),
         metavar="PART",
-        help=f"what to measure: {', '.join(PARTS)} (default: all)",
+        help=f"what to measure: {', '.join(MEASURES)} (default: all)",
     )
     parser.add_argument(
         "--repeats", type=bounded(int, 1, 1000), default=5, metavar="N", help="of every measurement (default: 5)"
@@ -82,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def alternate(measures: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+def alternate(measures: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
     """Call each of `measures` in turn, `repeats` times over, after one unmeasured round that warms up."""
     found: dict[str, list[float]] = {name: [] for name in measures}
     for round_ in range(repeats + 1):
@@ -104,6 +115,15 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def repeat(step: Callable[[], object], worth: float, steps: int, device: torch.device) -> float:
+    """Images, or operations, a second of a step that is worth so many."""
+    began = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronise(device)
+    return worth * steps / (time.perf_counter() - began)
 
 
 # The plain recipe: what a reader would write first
@@ -151,62 +171,42 @@ class PlainTraining:
         self.device = device
         self.source, self.target = (plain_batches(data_root, name, PLAIN_BATCH) for name in ("mnistm", "usps"))
 
-    def rate(self, steps: int) -> float:
-        """Images a second, source and target counted."""
-        began = time.perf_counter()
-        for _ in range(steps):
-            (x_s, y_s), (x_t, _) = next(self.source), next(self.target)
-            x_s, y_s, x_t = x_s.to(self.device), y_s.to(self.device), x_t.to(self.device)
-            f = self.net.feature_extractor(torch.cat([x_s, x_t]))
-            d = torch.arange(2, device=self.device).repeat_interleave(PLAIN_BATCH)
-            loss = F.cross_entropy(self.net.label_classifier(f[:PLAIN_BATCH]), y_s)
-            loss = loss + F.cross_entropy(self.net.domain_classifier(reverse_gradient(f, 0.5)), d)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-        synchronise(self.device)
-        return 2 * PLAIN_BATCH * steps / (time.perf_counter() - began)
-
-
-def plain_rate(data_root: Path, arch: str, device: torch.device, steps: int) -> float:
-    """PlainTraining.rate, once warm."""
-    plain = PlainTraining(data_root, arch, choose_device(device.type))  # which sets the precision of float32 products
-    plain.rate(WARM_UP)
-    return plain.rate(steps)
-
-
-def in_new_process(rate: Callable[[], float]) -> float:
-    """What `rate` returns in a process of its own, without utils.keep_freed_memory, as a plain script runs.
-
-    A new one each time, as its speed differs by a tenth from process to process with the layout of its memory.
-    """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(rate).result()
+    def step(self) -> None:
+        (x_s, y_s), (x_t, _) = next(self.source), next(self.target)
+        x_s, y_s, x_t = x_s.to(self.device), y_s.to(self.device), x_t.to(self.device)
+        f = self.net.feature_extractor(torch.cat([x_s, x_t]))
+        d = torch.arange(2, device=self.device).repeat_interleave(PLAIN_BATCH)
+        loss = F.cross_entropy(self.net.label_classifier(f[:PLAIN_BATCH]), y_s)
+        loss = loss + F.cross_entropy(self.net.domain_classifier(reverse_gradient(f, 0.5)), d)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
 
 
 # Our training step, whole and bare
 
 
-def training_data(data_root: Path) -> Data:
-    args = train.parse_args(["--data_root", str(data_root), "--train_mode", "dann", "--target_file", "usps"])
-    data = train.load_data(args)
-    return Data(data.classes, data.labelled, data.unlabelled, None, None)
+def dann_flags(data_root: Path | str, *more: str) -> list[str]:
+    """Arguments of train.py for a `dann` run on USPS."""
+    return ["--data_root", str(data_root), "--train_mode", "dann", "--target_file", "usps", *more]
+
+
+def settings_of(words: list[str]) -> Settings:
+    return read_settings(train.build_parser().parse_args(words))
 
 
 def loop_rate(data: Data, arch: str, steps: int, device: torch.device) -> float:
     """Images a second of train.py's own loop, progress, schedules and logging included, once warm."""
-    args = train.parse_args(
-        ["--data_root", ".", "--train_mode", "dann", "--target_file", "usps", "--arch", arch, "--max_steps", str(steps)]
-        + ["--val_period", str(steps), "--device", device.type]
-    )
+    more = ["--arch", arch, "--max_steps", str(steps), "--val_period", str(steps), "--device", device.type]
+    settings = settings_of(dann_flags(".", *more))
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        run = train.start_run(args, Path(folder), data, device)
+        run = train.start_run(settings, Path(folder), data, device, Ranks())
         with contextlib.closing(RunLog(Path(folder) / "metrics.jsonl", 0)) as log:
             run.total_steps = WARM_UP
-            train.train(run, log, time.monotonic())
+            train.train(run, data, settings, Ranks(), log, time.monotonic())
             seen, seconds = run.images_seen, run.training_seconds
             run.total_steps += steps
-            train.train(run, log, time.monotonic())
+            train.train(run, data, settings, Ranks(), log, time.monotonic())
         return (run.images_seen - seen) / (run.training_seconds - seconds)
 
 
@@ -215,9 +215,10 @@ class BareStep:
 
     def __init__(self, data: Data, arch: str, device: torch.device) -> None:
         torch.manual_seed(0)
-        recipe = flags.RECIPES["paper"]
+        recipe = RECIPES["tuned"]
         self.net, self.device = DANN(10, arch).to(device).train(), device
-        self.optimizer = train.build_optimizer(self.net, "dann", recipe)
+        self.objective = Objective(self.net)
+        self.optimizer = train.build_optimizer(self.net, "dann", recipe.lr, recipe.weight_decay)
         self.precision, self.count = choose_precision("auto", device), recipe.batch_size
         assert data.unlabelled is not None
         assert data.labelled.labels is not None
@@ -228,107 +229,54 @@ class BareStep:
 
     def step(self) -> None:
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            found = adversarial_losses(self.net, self.x_s, self.y_s, self.x_t, 0.1)
-        train_step(self.optimizer, found)
+            losses = self.objective(self.x_s, self.y_s, self.x_t, 0.1)
+        self.optimizer.zero_grad()
+        total(losses).backward()
+        self.optimizer.step()
 
-    def rate(self, steps: int) -> float:
-        began = time.perf_counter()
-        for _ in range(steps):
+    def operations(self) -> float:
+        """Multiplications and additions of a step, an image, by torch's counter."""
+        with FlopCounterMode(display=False) as counter:
             self.step()
-        synchronise(self.device)
-        return 2 * self.count * steps / (time.perf_counter() - began)
-
-
-def operation_counter() -> FlopCounterMode:
-    """torch's counter of multiplications and additions, which does not know the convolutions of model.Conv2d."""
-
-    def convolution(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:  # all of them shapes
-        return conv_flop_count(x, weight, out_shape)
-
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_convolution: convolution})
-
-
-class ByteCounter(TorchDispatchMode):
-    """Counts the bytes of every operation's inputs and outputs, views left out: what goes through memory uncached."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            tensors = [t for t in torch.utils._pytree.tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
-            self.bytes += sum(t.numel() * t.element_size() for t in tensors)
-        return out
+        return counter.get_total_flops() / (2 * self.count)
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
     """Operations a second of a large matrix product, a multiplication and an addition counted as two."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    began = time.perf_counter()
-    for _ in range(5):
-        a @ b
-    synchronise(device)
-    return 5 * 2 * size**3 / (time.perf_counter() - began)
+    return repeat(lambda: a @ b, 2 * size**3, 5, device)
 
 
-def copy_rate(device: torch.device, megabytes: int = 256) -> float:
-    """Bytes a second, read and written, of copying a tensor that no cache holds."""
-    a = torch.ones(megabytes << 18, device=device)
-    b = a.clone()  # written once already: the first write of a page is the system's time
-    began = time.perf_counter()
-    for _ in range(4):
-        b.copy_(a)
-    synchronise(device)
-    return 4 * 2 * 4 * a.numel() / (time.perf_counter() - began)
-
-
-def measure_training(args: argparse.Namespace, data: Data, device: torch.device) -> dict[str, Any]:
-    """The plain recipe, our loop and the bare step, alternating, for both networks; and the floor of the step."""
+def measure_training(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """The plain recipe, our loop and the bare step, alternating, for both networks."""
     found: dict[str, Any] = {}
     precision = choose_precision("auto", device)
+    read = train.load_data(settings_of(dann_flags(args.data_root)))
+    data = Data(read.classes, read.labelled, read.unlabelled, None, None, None)
     for arch in ARCHITECTURES:
         print(f"training, {arch}", flush=True)
-        bare = BareStep(data, arch, device)
-        plain = partial(plain_rate, args.data_root, arch, device, max(2, args.steps // 2))
+        plain, bare = PlainTraining(args.data_root, arch, device), BareStep(data, arch, device)
         rates = alternate(
             {
-                "plain_images_per_second": partial(in_new_process, plain),
+                "plain_images_per_second": partial(
+                    repeat, plain.step, 2 * PLAIN_BATCH, max(2, args.steps // 2), device
+                ),
                 "images_per_second": partial(loop_rate, data, arch, args.steps, device),
-                "bare_images_per_second": partial(bare.rate, args.steps),
+                "bare_images_per_second": partial(repeat, bare.step, 2 * bare.count, args.steps, device),
                 "matrix_gflops": lambda: matrix_rate(precision, device) / 1e9,
-                "copy_gigabytes_per_second": lambda: copy_rate(device) / 1e9,
             },
             args.repeats,
         )
-        counter, bytes_ = operation_counter(), ByteCounter()
-        with counter:
-            bare.step()
-        with bytes_:
-            bare.step()
-        middle = medians(rates)
-        images = 2 * bare.count
-        flops, moved = counter.get_total_flops() / images, bytes_.bytes / images
-        achieved = middle["bare_images_per_second"] * flops / 1e9
+        middle, operations = medians(rates), bare.operations()
+        shares = map(float.__truediv__, rates["images_per_second"], rates["bare_images_per_second"])
+        reached = middle["bare_images_per_second"] * operations / 1e9
         found[arch] = {
             **middle,
             "times_plain": round(middle["images_per_second"] / middle["plain_images_per_second"], 2),
-            "share_of_bare": round(
-                statistics.median(
-                    ours / best
-                    for ours, best in zip(rates["images_per_second"], rates["bare_images_per_second"], strict=True)
-                ),
-                3,
-            ),
+            "share_of_bare": round(statistics.median(shares), 3),
             "precision": str(precision).removeprefix("torch."),
-            "megaflops_an_image": round(flops / 1e6, 2),
-            "megabytes_an_image": round(moved / 1e6, 3),
-            "share_of_matrix_rate": round(achieved / middle["matrix_gflops"], 3),
-            "floor_images_per_second": round(
-                1 / (flops / middle["matrix_gflops"] / 1e9 + moved / middle["copy_gigabytes_per_second"] / 1e9)
-            ),
-            "floor_of_operations_alone": round(middle["matrix_gflops"] * 1e9 / flops),
+            "megaflops_an_image": round(operations / 1e6, 2),
+            "share_of_matrix_rate": round(reached / middle["matrix_gflops"], 3),
         }
     return found
 
@@ -336,99 +284,61 @@ def measure_training(args: argparse.Namespace, data: Data, device: torch.device)
 # Prediction
 
 
-def one_by_one(net: DANN, paths: list[Path]) -> float:
-    """Images a second of the plain prediction loop: open, transform, forward, one image at a time."""
+def rate_of(count: int, call: Callable[[], object]) -> float:
+    """Images a second of a call that handles so many."""
+    began = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        call()
+    return count / (time.perf_counter() - began)
+
+
+def predict_plainly(net: DANN, paths: list[Path]) -> None:
+    """The plain prediction loop: open, transform, forward, batch size 1."""
     transform = plain_transform()
     net.eval()
-    began = time.perf_counter()
     with torch.no_grad():
         for path in paths:
             x = transform(Image.open(path).convert("RGB"))[None].to(net.device)
             net.label_classifier(net.feature_extractor(x)).argmax(1).item()
-    return len(paths) / (time.perf_counter() - began)
 
 
 def measure_prediction(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """inference.py on a folder of PNGs beside the one-by-one loop, decoding alone and the forward pass alone."""
+    """inference.py on a folder of PNGs beside batch size 1, decoding alone and the forward pass alone."""
     found: dict[str, Any] = {}
+    listing = list_split(args.data_root, "mnistm", "train", with_labels=False)
+    assert listing is not None
     with tempfile.TemporaryDirectory() as root:
-        listing = list_split(args.data_root, "mnistm", "train", with_labels=False)
-        assert listing is not None
         folder = Path(root, "images")
         folder.mkdir()
         for path in listing.paths[: args.images]:
             (folder / path.name).symlink_to(path.resolve())
         paths = sorted(folder.iterdir())
+        chunks = [paths[start : start + inference.CHUNK] for start in range(0, len(paths), inference.CHUNK)]
+        pixels = [read_images(chunk, 28)[0] for chunk in chunks]
         for arch in ARCHITECTURES:
             print(f"prediction, {arch}, {len(paths)} images", flush=True)
-            file, trained = ROOT / "checkpoint" / "dann_usps.pt", {}
-            if arch != "small":  # no such checkpoint is shipped; an untrained one would leave every image in doubt
-                steps = 10 * args.steps
-                more = ["--arch", arch, "--max_steps", str(steps), "--run_name", arch, "--device", device.type]
-                with contextlib.redirect_stdout(io.StringIO()):
-                    train.main(train_flags(args, root, *more))
-                file, trained = Path(root, arch, "last.pt"), {"trained_for_steps": steps}
-            net, _ = build_network(file, load_checkpoint(file), device)
-            pixels = read_images(paths, 28)[0]
-
-            def ours(file: Path = file) -> float:
-                began = time.perf_counter()
-                with contextlib.redirect_stdout(io.StringIO()):
-                    inference.main(
-                        ["--checkpoint", str(file), "--test_loc", str(folder), "--out_path", f"{root}/pred.csv"]
-                        + ["--device", device.type]
-                    )
-                return len(paths) / (time.perf_counter() - began)
-
-            def decode() -> float:
-                began = time.perf_counter()
-                for start in range(0, len(paths), inference.CHUNK):
-                    read_images(paths[start : start + inference.CHUNK], 28)
-                return len(paths) / (time.perf_counter() - began)
-
-            def forward(net: DANN = net, pixels: Tensor = pixels) -> float:
-                began = time.perf_counter()
-                for chunk in pixels.split(inference.CHUNK):
-                    inference.predict_labels(net, chunk)
-                return len(paths) / (time.perf_counter() - began)
-
-            rates = alternate(
-                {
-                    "images_per_second": ours,
-                    "one_by_one_images_per_second": partial(one_by_one, net, paths[:500]),
-                    "decode_images_per_second": decode,
-                    "forward_images_per_second": forward,
-                },
-                args.repeats,
-            )
-            middle = medians(rates)
+            net, file = DANN(10, arch).to(device), Path(root, f"{arch}.pt")
+            save_checkpoint(file, weights_only(net.state_dict(), net.arguments))
+            words = ["--checkpoint", str(file), "--test_loc", str(folder), "--out_path", f"{root}/pred.csv"]
+            calls: dict[str, tuple[int, Callable[[], object]]] = {
+                "": (len(paths), partial(inference.main, [*words, "--device", device.type])),
+                "batch_size_1_": (len(paths[:500]), partial(predict_plainly, net, paths[:500])),
+                "decode_": (len(paths), lambda: [read_images(chunk, 28) for chunk in chunks]),
+                "forward_": (len(paths), partial(lambda net: [predict(net, chunk) for chunk in pixels], net)),
+            }
+            rates = {f"{name}images_per_second": partial(rate_of, *call) for name, call in calls.items()}
+            middle = medians(alternate(rates, args.repeats))
             both = 1 / (1 / middle["decode_images_per_second"] + 1 / middle["forward_images_per_second"])
             found[arch] = {
                 **middle,
                 "images": len(paths),
-                **trained,
-                "times_one_by_one": round(middle["images_per_second"] / middle["one_by_one_images_per_second"], 2),
+                "times_batch_size_1": round(middle["images_per_second"] / middle["batch_size_1_images_per_second"], 2),
                 "share_of_decode_and_forward": round(middle["images_per_second"] / both, 3),
             }
     return found
 
 
 # Start-up, memory, growth
-
-
-def seconds_of(code: str) -> float:
-    """Wall seconds of a fresh interpreter that runs `code`."""
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-    return time.perf_counter() - began
-
-
-def train_flags(args: argparse.Namespace, save_dir: str, *more: str) -> list[str]:
-    """Arguments of train.py for a `dann` run on USPS."""
-    return [
-        *("--data_root", str(args.data_root), "--train_mode", "dann", "--target_file", "usps"),
-        *("--save_dir", save_dir, *more),
-    ]
 
 
 LAUNCH = """
@@ -442,7 +352,8 @@ def marked(inner):
         return found
     return outer
 
-train.load_data, train.start_run, train.train_step = map(marked, (train.load_data, train.start_run, train.train_step))
+train.load_data, train.start_run = marked(train.load_data), marked(train.start_run)
+train.Meter.add = marked(train.Meter.add)  # the end of a step
 train.main(sys.argv[1:])
 marks.append(time.monotonic())
 peak = "- 0"
@@ -453,60 +364,53 @@ print("MEASURED", *(b - a for a, b in zip(marks, marks[1:])), int(peak.split()[1
 PHASES = ("read_seconds", "untrained_network_measured_seconds", "first_step_seconds", "validation_and_files_seconds")
 
 
+def seconds_of(code: str) -> float:
+    """Wall seconds of a fresh interpreter that runs `code`."""
+    return 1 / rate_of(1, partial(subprocess.run, [sys.executable, "-c", code], check=True, cwd=ROOT))
+
+
 def measure_start(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Where the seconds of a run of one step go, and its peak memory."""
     print("start-up and memory", flush=True)
-    rates = alternate(
-        {
-            "import_torch_seconds": lambda: seconds_of("import torch"),
-            "import_train_seconds": lambda: seconds_of("import train"),
-        },
-        args.repeats,
-    )
+    imports = {f"import_{name}_seconds": partial(seconds_of, f"import {name}") for name in ("torch", "train")}
+    middle = medians(alternate(imports, args.repeats))
     found: dict[str, list[float]] = {name: [] for name in (*PHASES, "peak")}
     for _ in range(args.repeats):
         with tempfile.TemporaryDirectory() as folder:
-            flags = train_flags(args, folder, "--max_steps", "1", "--device", device.type)
-            done = subprocess.run(
-                [sys.executable, "-c", LAUNCH, *flags], check=True, cwd=ROOT, capture_output=True, text=True
-            )
+            more = ["--save_dir", folder, "--run_name", "run", "--max_steps", "1", "--device", device.type]
+            command = [sys.executable, "-c", LAUNCH, *dann_flags(args.data_root, *more)]
+            done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+            images = read_json(Path(folder, "run", "result.json"), images=dict)["images"]
         for name, word in zip(found, done.stdout.split("MEASURED")[1].split(), strict=True):
             found[name].append(float(word))
-    middle = medians(rates)
-    phases = medians({name: found[name] for name in PHASES})
-    peak = statistics.median(found["peak"])
-    data = train.load_data(train.parse_args(train_flags(args, ".")))
-    sets = {"labelled": data.labelled, "unlabelled": data.unlabelled, "source_val": data.source_val}
-    counts = {name: len(domain) for name, domain in {**sets, "target_val": data.target_val}.items() if domain}
-    raw = sum(domain.images.numel() for domain in (data.labelled, data.unlabelled) if domain is not None)
+    peak = statistics.median(found.pop("peak"))
+    phases = medians(found)
+    raw = 28 * 28 * 3 * (images["labelled_train"] + images["unlabelled_train"])
+    to_first_step = middle["import_train_seconds"] + sum(phases[name] for name in PHASES[:-1])
     return {
         **middle,
         **phases,
-        "launch_to_first_step_seconds": round(middle["import_train_seconds"] + sum(list(phases.values())[:-1]), 2),
-        "images": counts,
+        "launch_to_first_step_seconds": round(to_first_step, 2),
+        "images": images,
         "peak_memory_megabytes": round(peak / 1e6),
         "raw_train_megabytes": round(raw / 1e6),
-        "peak_above_raw_megabytes": round((peak - raw) / 1e6),
     }
 
 
 def measure_growth(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Images a second of the training loop as both domains grow; random pixels, speed does not care."""
-    counts = (5_000, 50_000, 500_000)
     print("growth", flush=True)
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (max(counts), 28, 28, 3), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 10, (max(counts),), generator=generator)
-    classes = [str(k) for k in range(10)]
-
-    def rate(count: int) -> float:
-        labelled = Domain(pixels[:count], labels[:count], [])
-        return loop_rate(Data(classes, labelled, Domain(pixels[:count], None, []), None, None), "small", steps, device)
-
-    steps = 2 * args.steps
-    found = alternate({str(count): partial(rate, count) for count in counts}, args.repeats)
-    middle = medians(found)
-    return {"images_per_second": middle, "largest_over_smallest": round(middle["500000"] / middle["5000"], 3)}
+    pixels = torch.randint(0, 256, (max(COUNTS), 28, 28, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 10, (max(COUNTS),), generator=generator)
+    rates = {}
+    for n in COUNTS:
+        source, target = Domain(pixels[:n], labels[:n], []), Domain(pixels[:n], None, [])
+        data = Data([str(k) for k in range(10)], source, target, None, None, None)
+        rates[str(n)] = partial(loop_rate, data, "small", 2 * args.steps, device)
+    middle = medians(alternate(rates, args.repeats))
+    smallest, *_, largest = middle.values()
+    return {"images_per_second": middle, "largest_over_smallest": round(largest / smallest, 3)}
 
 
 # Time to accuracy
@@ -517,26 +421,12 @@ def measure_accuracy(args: argparse.Namespace, device: torch.device) -> dict[str
     curves = {}
     for seed in args.seeds:
         with tempfile.TemporaryDirectory() as folder:
-            more = [
-                "--seed",
-                str(seed),
-                "--run_name",
-                "run",
-                "--max_steps",
-                str(QUICK_STEPS),
-                "--val_period",
-                "100",
-                "--device",
-                device.type,
-            ]
+            more = ["--seed", str(seed), "--save_dir", folder, "--run_name", "run", "--max_steps", str(QUICK_STEPS)]
+            words = dann_flags(args.data_root, *more, "--val_period", "100", "--device", device.type)
             began = time.time()
-            subprocess.run(
-                [sys.executable, str(ROOT / "train.py"), *train_flags(args, folder, *more)],
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
-            lines = read_metrics(Path(folder, "run", "metrics.jsonl"))
+            subprocess.run([sys.executable, ROOT / "train.py", *words], check=True, stdout=subprocess.DEVNULL)
             import_seconds = time.time() - began - read_json(Path(folder, "run", "result.json"))["seconds"]
+            lines = read_metrics(Path(folder, "run", "metrics.jsonl"))
         curves[str(seed)] = [
             {"seconds": round(line["seconds"] + import_seconds, 2), "accuracy": line["target_val_accuracy"]}
             for line in lines
@@ -549,8 +439,32 @@ def measure_accuracy(args: argparse.Namespace, device: torch.device) -> dict[str
         for mark in MARKS
     }
     title = f"dann --max_steps {QUICK_STEPS}, MNIST-M to USPS, {device.type}, {os.cpu_count()} cores"
-    draw_time_to_accuracy(curves, MARKS, title, args.out / "figures" / "time_to_accuracy.png")
+    draw_time_to_accuracy(curves, title, args.out / "figures" / "time_to_accuracy.png")
     return {"target": "usps", "steps": QUICK_STEPS, "seconds_to": reached, "curves": curves}
+
+
+def draw_time_to_accuracy(curves: dict[str, list[dict[str, float]]], title: str, path: Path) -> None:
+    """Draw accuracy over seconds since launch, a line a seed, with the marks. curves: seed -> {seconds, accuracy}."""
+    with picture(path, 7, 4.2) as figure:
+        axes = figure.subplots()
+        for i, (seed, points) in enumerate(curves.items()):
+            seconds, accuracy = [p["seconds"] for p in points], [p["accuracy"] for p in points]
+            axes.plot(seconds, accuracy, marker=".", color=CLASS_COLOURS[i * 3 % 10], label=f"seed {seed}")
+        for mark in MARKS:
+            axes.axhline(mark, color="#777777", linestyle=":", linewidth=1)
+            axes.annotate(f"{mark:g}", (0, mark), textcoords="offset points", xytext=(2, 3), fontsize=8)
+        axes.set(xlabel="seconds since launch", ylabel="accuracy on the target's val", xlim=(0, None), title=title)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right")
+
+
+MEASURES = {
+    "training": measure_training,
+    "prediction": measure_prediction,
+    "start": measure_start,
+    "growth": measure_growth,
+    "accuracy": measure_accuracy,
+}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -562,19 +476,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     device = choose_device(args.device)
     file = args.out / f"benchmark-{device.type}.json"
     found: dict[str, Any] = read_json(file) if file.exists() else {}
-    given = sys.argv[1:] if argv is None else argv
-    data = training_data(args.data_root) if "training" in args.parts else None
-    measures: dict[str, Callable[[], dict[str, Any]]] = {
-        "training": lambda: measure_training(args, data, device) if data else {},
-        "prediction": lambda: measure_prediction(args, device),
-        "start": lambda: measure_start(args, device),
-        "growth": lambda: measure_growth(args, device),
-        "accuracy": lambda: measure_accuracy(args, device),
-    }
+    command = shlex.join(["python", "lab/benchmark.py", *(sys.argv[1:] if argv is None else argv)])
+    about = {"repeats": args.repeats, "device": describe_device(device), "versions": versions(), "command": command}
     for part in args.parts:
-        measured = measures[part]()
-        found[part] = {**measured, "repeats": args.repeats, "device": describe_device(device), "versions": versions()}
-        found[part]["command"] = " ".join(["python benchmark.py", *given])
+        found[part] = {**MEASURES[part](args, device), **about}
         write_json(file, found)
         print(json.dumps(found[part], indent=2), flush=True)
     return found

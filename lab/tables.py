@@ -1,18 +1,71 @@
-"""The README's tables: from the json files of results/ to Markdown."""
+"""Rebuild the tables of the pages, and the figure of the validation scores, from the json files of results/.
 
+    python lab/tables.py             # README.md, ADAPTATION.md, lab/README.md, tests/README.md
+    python lab/tables.py --check     # change nothing, fail where a page would change
+    python lab/tables.py --add runs/reproduce/dann_usps_tuned_small_seed0
+    python lab/tables.py --ship runs/reproduce/dann_usps_strong_small_seed0
+
+A page holds a table between <!-- NAME: begin, by lab/tables.py --> and
+<!-- NAME: end -->, NAME being results, ablation, scores, speed, soak or
+evidence. --add copies the result.json of a finished run into results/, --ship
+writes what predicts of its checkpoint to checkpoint/<mode>_<target>.pt, with
+the result beside it.
+"""
+
+import argparse
 import math
+import re
 import statistics
+import sys
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from records import BENCHMARK, CITED, HOSTILE, MEMORY, RESULT, SHARE, SOAK, check_values, read_json
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as this script may be run from anywhere
 
+import pandas as pd
+
+import report
+from losses import PSEUDO_LABEL_MEASURES
+from metrics import COLLAPSE_SCORE, SCORES, too_few
 from model import ARCHITECTURES
-from utils import UserError, shown
+from plots import DOMAIN_COLOURS, DOMAIN_MARKERS, picture
+from runs import MAYBE, NUMBER, check_kinds, load_checkpoint, read_json, save_checkpoint, write_json
+from utils import Parser, UserError, atomic_path, run_script, shown
 
-VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers")  # within a cell of a table
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "ADAPTATION.md", "lab/README.md", "tests/README.md")
 MODES, TARGETS = ("source", "dann", "target"), ("svhn", "usps")
+NUM_CLASSES = 10  # of the digits
+VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers")  # within a cell of a table
+ALONE = ", 2 threads"  # in the device of a run that had the machine to itself; two side by side have a thread each
+LOW_IS_GOOD = ("entropy",)  # of the validation scores; the others should be high
+# Accuracy on the target's val set as the public implementation's README states it: the best epoch by target labels.
+PUBLISHED = {"source": (0.33940, 0.73522), "dann": (0.41745, 0.82392), "target": (0.93466, 0.98992)}
+# The ablation of recipe strong: words, recipe, mode, parts left out.
+ABLATION = [
+    ("source", "tuned", "source", ()),
+    ("+ augmentation", "strong", "source", ("distractors",)),
+    ("+ distractors", "strong", "source", ()),
+    ("+ adversarial (DANN)", "strong", "dann", ("teacher",)),
+    ("+ teacher: everything", "strong", "dann", ()),
+    ("everything but adversarial", "strong", "dann", ("adversarial",)),
+    ("everything but augmentation", "strong", "dann", ("augmentation",)),  # its distractors with it
+]
+# What ADAPTATION.md shows: words, and the names of the runs in results/ with a place for the target.
+EVIDENCE = {
+    "`source`": "source_{}_tuned_small_seed*",
+    "`dann`, lambda to 0.02": "adaptation/dann_{}_lambda0.02_seed*",
+    "`dann`, lambda to 0.2 (default)": "dann_{}_tuned_small_seed*",
+    "`dann`, lambda to 1": "adaptation/dann_{}_lambda1_seed*",
+    "`dann`, network `published`": "dann_{}_tuned_published_seed*",
+    "`source --recipe strong`": "source_{}_strong_small_seed*",
+    "`dann --recipe strong`": "dann_{}_strong_small_seed*",
+    "`source`, label shift": "adaptation/source_{}_shifted_seed*",
+    "`dann`, label shift": "adaptation/dann_{}_shifted_seed*",
+    "`dann --recipe strong`, label shift": "adaptation/strong_{}_shifted_seed*",
+}
 
 
 class Cell(NamedTuple):
@@ -27,50 +80,68 @@ class Cell(NamedTuple):
 
 Result = dict[str, Any]
 Cells = dict[Cell, list[Result]]
+Points = dict[str, dict[str, list[tuple[float, float]]]]  # score -> target -> (score, true accuracy) of each run
 
 
-# Accuracy on the target's val set as the public implementation's README states it: the best epoch by target labels.
-PUBLISHED = {
-    ("source", "svhn"): 0.33940,
-    ("source", "usps"): 0.73522,
-    ("dann", "svhn"): 0.41745,
-    ("dann", "usps"): 0.82392,
-    ("target", "svhn"): 0.93466,
-    ("target", "usps"): 0.98992,
-}
+# Reading
+
+
+def read_result(file: Path) -> Result:
+    """A training run's json in results/; UserError by file and key where it lacks what the tables state."""
+    result = read_json(file, target_val_accuracy=NUMBER, seconds=NUMBER, seed=int, select=str, device=str, command=str)
+    check_kinds(file, result, **dict.fromkeys(("versions", "images", "proxy_a_distance", "args"), dict))
+    check_kinds(f"{file} args", result["args"], train_mode=str, target_file=str, recipe=str, arch=str)
+    check_kinds(f"{file} versions", result["versions"], torch=str)
+    check_kinds(f"{file} images", result["images"], target_val=int)
+    check_kinds(f"{file} proxy_a_distance", result["proxy_a_distance"], untrained=MAYBE, trained=MAYBE)
+    for name in ("scores", "losses"):  # older runs have none
+        result[name] = result.get(name) or {}
+        check_kinds(file, result, **{name: dict})
+        check_kinds(f"{file} {name}", result[name], **dict.fromkeys(result[name], MAYBE))
+    return result
 
 
 def read_results(folder: Path) -> Cells:
     """Results of training runs by cell, each sorted by seed; UserError where a cell mixes kinds of runs."""
     cells: Cells = defaultdict(list)
     for file in sorted(folder.glob("*.json")):
-        result = read_json(file)
-        check_values(file, result, {"args?": {}})
-        args = result.get("args") or {}
-        if "train_mode" in args:
-            check_values(file, result, CITED)
+        if file.name != "soak.json" and not file.name.startswith("benchmark-"):
+            result = read_result(file)
+            args = result["args"]
             without = tuple(args.get("without") or ())
             cells[Cell(args["recipe"], args["arch"], args["train_mode"], args["target_file"], without)].append(result)
-    for key, found in cells.items():
+    for cell, found in cells.items():
         kinds = [
-            {name: v for name, v in result["args"].items() if name not in VARYING and v}
+            {name: value for name, value in result["args"].items() if name not in VARYING and value}
             | {name: result.get(name) for name in ("steps", "parameters", "precision")}
             for result in found
         ]
         differing = sorted({name for kind in kinds for name in kind | kinds[0] if kind.get(name) != kinds[0].get(name)})
         if differing:
-            cell = " ".join([*key[:4], *(f"without {part}" for part in key.without)])
+            words = " ".join([*cell[:4], *(f"without {part}" for part in cell.without)])
             raise UserError(
-                f"{folder} has results of {cell} that differ in "
-                f"{', '.join(differing)}; keep one kind and delete the others."
+                f"{folder} has results of {words} that differ in {', '.join(differing)}; keep one kind and delete the "
+                "others."
             )
-    return {key: sorted(found, key=lambda result: result["seed"]) for key, found in cells.items()}
+    return {cell: sorted(found, key=lambda result: result["seed"]) for cell, found in cells.items()}
 
 
-def spread(values: list[float], digits: int = 3) -> str:
-    """Mean and sample standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{deviation}"
+# Words and numbers of the tables
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def spread(values: Iterable[float | None], digits: int = 3) -> str:
+    """Mean and sample deviation of what was measured, with the count where that is not all; a dash for nothing."""
+    every = list(values)
+    known = [value for value in every if value is not None]
+    if not known:
+        return "-"
+    deviation = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    count = f" (of {len(known)})" if len(known) < len(every) else ""
+    return f"{statistics.mean(known):.{digits}f}{deviation}{count}"
 
 
 def accuracy_cell(results: list[Result]) -> str:
@@ -84,230 +155,396 @@ def seed_counts(found: list[list[Result]]) -> str:
     return counts[0] if len(set(counts)) == 1 else "/".join(counts)
 
 
-def accuracy_table(cells: Cells) -> list[str]:
-    """A row per recipe, network and mode; the published numbers above their like."""
-    sizes: dict[str, set[int]] = {target: set() for target in TARGETS}
-    for cell, results in cells.items():
-        sizes.setdefault(cell.target, set()).update(result["images"]["target_val"] for result in results)
-    heads = []
-    for target in TARGETS:
-        n = " / ".join(f"{size:,}" for size in sorted(sizes[target])) or "-"
-        heads.append(f"MNIST-M → {target.upper()}, n = {n}")
-    lines = [
-        f"| mode | recipe, network | {heads[0]} | {heads[1]} | proxy A-distance {' / '.join(TARGETS)} | seconds | "
-        "seeds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    whole = {cell[:2] for cell in cells if not cell.without}
-    groups = sorted(whole, key=lambda pair: (pair[0] != "paper", pair[1] != "small", pair))
+def pair(target: str) -> str:
+    return f"MNIST-M → {target.upper()}"
+
+
+# Block results
+
+
+def results_block(folder: Path) -> list[str]:
+    """Accuracy, a row per mode, recipe and network; the published numbers above their like; what they are of."""
+    cells = read_results(folder)
+    if not cells:
+        return ["No results yet: `bash lab/reproduce.sh DATA_ROOT` makes them."]
+    groups = sorted({cell[:2] for cell in cells if not cell.without}, key=lambda g: (g[0] != "tuned", g[1] != "small"))
+    rows = []
     for mode in MODES:
-        lines.append(
-            f"| {mode} | *published, best epoch by target labels* | *{PUBLISHED[mode, 'svhn']:.5f}* | "
-            f"*{PUBLISHED[mode, 'usps']:.5f}* | | | 1 |"
-        )
+        rows.append([mode, "*published implementation*", *(f"*{value:.5f}*" for value in PUBLISHED[mode]), "", "1"])
         for recipe, arch in groups:
             found = [cells.get(Cell(recipe, arch, mode, target), []) for target in TARGETS]
-            if not any(found):
-                continue
             both = [result for results in found for result in results]
-            beside = (mode, recipe) == ("source", "strong")  # a rung of the ladder, whose runs may go side by side
-            machines = {result["device"] for result in both}
-            seconds = (
-                "-" if beside or len(machines) > 1 else f"{statistics.mean(result['seconds'] for result in both):.0f}"
-            )
-            distances = [[result["proxy_a_distance"].get("trained") for result in results] for results in found]
-            distance = " / ".join(
-                spread([v for v in values if v is not None], 2) if any(v is not None for v in values) else "-"
-                for values in distances
-            )
-            lines.append(
-                f"| {mode} | {recipe}, {arch} | {' | '.join(accuracy_cell(results) for results in found)} | {distance} "
-                f"| {seconds} | {seed_counts(found)} |"
-            )
-    return lines
-
-
-def footnotes(cells: Cells) -> list[str]:
-    """Sampling error, machine, versions: what a reader needs to weigh the table."""
-    results = [result for found in cells.values() for result in found]
-    if not results:
-        return ["No results yet."]
-    errors = []
+            if both:
+                alone = all(ALONE in result["device"] for result in both)
+                seconds = f"{statistics.mean(result['seconds'] for result in both):.0f}" if alone else "-"
+                accuracies = map(accuracy_cell, found)
+                rows.append([mode, f"{recipe}, {arch}", *accuracies, seconds, seed_counts(found)])
+    every = [result for found in cells.values() for result in found]
+    heads = []
     for target in TARGETS:
-        found = cells.get(Cell("paper", "small", "dann", target))
-        if found:
-            mean = statistics.mean(result["target_val_accuracy"] for result in found)
-            n = found[0]["images"]["target_val"]
-            errors.append(f"{math.sqrt(mean * (1 - mean) / n):.3f} on {target.upper()} (n = {n:,})")
-    devices = " and ".join(sorted({result["device"] for result in results}))
-    torches = " and ".join(sorted({result["versions"]["torch"] for result in results}))
-    selects = ", ".join(sorted({result["select"] for result in results}))
-    untrained = [
-        known_spread([r["proxy_a_distance"].get("untrained") for r in found], 2)
-        for target in TARGETS
-        if (found := cells.get(Cell("paper", "small", "dann", target)))
+        sizes = {r["images"]["target_val"] for r in every if r["args"]["target_file"] == target}
+        heads.append(f"{pair(target)}, n = {' / '.join(f'{size:,}' for size in sorted(sizes)) or '-'}")
+    return [*table(["mode", "recipe, network", *heads, "seconds", "seeds"], rows), "", *footnotes(every)]
+
+
+def footnotes(results: list[Result]) -> list[str]:
+    """What a reader needs to weigh the table: what was chosen on what, machine, versions."""
+    devices, torches, selects = (
+        " and ".join(sorted({what(result) for result in results}))
+        for what in (lambda r: r["device"], lambda r: r["versions"]["torch"], lambda r: r["select"])
+    )
+    return [
+        "Accuracy on the target's val: mean ± standard deviation over the seeds and the worst seed; an accuracy p of n "
+        f"images has a binomial error of √(p (1 − p) / n). Checkpoint: {selects} step. Hyperparameters and network "
+        "`small` were chosen on labels of the targets' *train* split; on val nothing was chosen but the score that the "
+        "collapse warning goes by. The published numbers are of the best epoch by target labels, on larger val sets.",
+        "",
+        f"Seconds: of runs that had the machine to themselves. Measured on {devices}, torch {torches}; each run's "
+        "json, with its command, is in `results/`.",
     ]
-    notes = [
-        "Mean ± standard deviation over the seeds and the worst seed, on the target's val set, on which nothing was "
-        f"chosen but the sign that the collapse warning goes by; checkpoint: {selects} step. "
-        f"Binomial error of one dann accuracy: {', '.join(errors) or '-'}.",
-        "Proxy A-distance: 2 (1 − 2 err) of a linear classifier between the domains' held-out features; 0: not to be "
-        "told apart, 2: perfectly. BatchNorm statistics are those of training; with a teacher, of unaltered images. "
-        "Before adaptation: the `source` rows; of `small`, untrained: "
-        f"{' / '.join(untrained)}.",
-        f"Measured on {devices}, torch {torches}; every run's json, with its command, is in `results/`.",
+
+
+# Blocks ablation and scores
+
+
+def ablation_runs(cells: Cells) -> dict[str, list[list[Result]]]:
+    """Words of each row -> its results, a list a target."""
+    return {
+        words: [cells.get(Cell(recipe, "small", mode, target, without), []) for target in TARGETS]
+        for words, recipe, mode, without in ABLATION
+    }
+
+
+def ablation_block(folder: Path) -> list[str]:
+    """What each part of recipe strong is worth."""
+    found = ablation_runs(read_results(folder)).items()
+    rows = [[words, *map(accuracy_cell, results), seed_counts(results)] for words, results in found]
+    return [
+        "A row with + adds to the one above. Three bring more than they say: + augmentation the recipe's steps, "
+        "learning rate and weight decay, + adversarial BatchNorm statistics of the target, + teacher the averaged "
+        "weights, which predict from there on. Distractors are a part of the augmentation and are left out with it.",
+        "",
+        *table(["parts", *map(pair, TARGETS), "seeds"], rows),
     ]
-    return "\n\n".join(notes).splitlines()
 
 
-# What ADAPTATION.md shows: words, and the names of the runs in results/ with a place for the target.
-EVIDENCE = [
-    ("`source`", "source_{}_paper_small_seed*"),
-    ("`dann`, lambda to 0.02", "adaptation/dann_{}_lambda0.02_seed*"),
-    ("`dann`, lambda to 0.2 (default)", "dann_{}_paper_small_seed*"),
-    ("`dann`, lambda to 1", "adaptation/dann_{}_lambda1_seed*"),
-    ("`dann`, network `published`", "dann_{}_paper_published_seed*"),
-    ("`dann --recipe strong`", "dann_{}_strong_small_seed*"),
-    ("`source`, shifted shares", "adaptation/source_{}_shifted_seed*"),
-    ("`dann`, shifted shares", "adaptation/dann_{}_shifted_seed*"),
-    ("`dann --recipe strong`, shifted shares", "adaptation/strong_{}_shifted_seed*"),
-]
+def scored_runs(cells: Cells) -> list[Result]:
+    """Every run of the ablation that logged the validation scores."""
+    every = (run for found in ablation_runs(cells).values() for results in found for run in results)
+    return [run for run in every if run["scores"]]
 
 
-def known_spread(values: list[float | None], digits: int) -> str:
-    """Mean and deviation of what was measured, with the count where that is not all; a dash for nothing."""
-    known = [value for value in values if value is not None]
-    count = f" (of {len(known)})" if 0 < len(known) < len(values) else ""
-    return spread(known, digits) + count if known else "-"
+def score_points(cells: Cells) -> Points:
+    """Each validation score beside the true accuracy, over the runs of the ablation that have it."""
+    points: Points = {
+        score: {target: [] for target in TARGETS} for score in ("source_val_accuracy", *SCORES, *PSEUDO_LABEL_MEASURES)
+    }
+    for run in scored_runs(cells):
+        for score, by_target in points.items():
+            value = run["scores"].get(score, run.get(score))
+            if value is not None:
+                by_target[run["args"]["target_file"]].append((value, run["target_val_accuracy"]))
+    return points
 
 
-def evidence_table(folder: Path) -> list[str]:
-    """A row per kind of run and target that has results; what a run did not measure is a dash."""
-    lines = [
-        "| runs | target | target val accuracy | source val accuracy | proxy A-distance | domain loss at the end | "
-        "information | seeds |",
-        "|---|---|---|---|---|---|---|---|",
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's rho, None for fewer than three pairs or a constant."""
+    rho = pd.Series(a).rank().corr(pd.Series(b).rank()) if len(a) > 2 else math.nan
+    return None if math.isnan(rho) else float(rho)
+
+
+def rank_scores(points: Points) -> dict[str, dict[str, float | None]]:
+    """Spearman's rho of each score by target, the score that ranks best over the targets first; None: not defined."""
+    found = {
+        score: {target: rank_correlation(*zip(*pairs, strict=True)) if pairs else None for target, pairs in by.items()}
+        for score, by in points.items()
+    }
+
+    def worth(score: str) -> float:
+        known = [rho for rho in found[score].values() if rho is not None]
+        return (-1 if score in LOW_IS_GOOD else 1) * statistics.mean(known) if known else -math.inf
+
+    return {score: found[score] for score in sorted(found, key=worth, reverse=True)}
+
+
+def scores_block(folder: Path) -> list[str]:
+    """How each validation score ranks with the true accuracy, the best first, and when the collapse warning comes."""
+    cells = read_results(folder)
+    points = score_points(cells)
+    rows = [
+        [
+            score.replace("_", " "),
+            "low" if score in LOW_IS_GOOD else "high",
+            *(f"{shown(rho[target], 2)} ({len(pairs)} runs)" for target, pairs in points[score].items()),
+        ]
+        for score, rho in rank_scores(points).items()
     ]
-    for words, pattern in EVIDENCE:
+    return [
+        "Spearman's rank correlation of validation scores without labels with the true accuracy, over the runs of the "
+        "ablation:",
+        "",
+        *table(["validation score", "should be", *map(str.upper, TARGETS)], rows),
+        "",
+        warning_line(scored_runs(cells)),
+    ]
+
+
+def warning_line(runs: list[Result]) -> str:
+    """On which runs the collapse warning comes, and on which it is silent, by their accuracies."""
+    words = []
+    for warned in (True, False):
         for target in TARGETS:
-            files = sorted(folder.glob(pattern.format(target) + ".json"))
-            results = [read_json(file) for file in files]
-            if not results:
-                continue
-            for file, result in zip(files, results, strict=True):
-                check_values(file, result, {**RESULT, "target_val_accuracy": SHARE})
-            columns = [
-                [result.get("source_val_accuracy") for result in results],
-                [result["proxy_a_distance"].get("trained") for result in results],
-                [(result.get("losses") or {}).get("L_d") for result in results],
-                [(result.get("signs") or {}).get("information_maximisation") for result in results],
+            found = [
+                run["target_val_accuracy"]
+                for run in runs
+                if run["args"]["target_file"] == target
+                and run["scores"].get(COLLAPSE_SCORE) is not None
+                and too_few(run["scores"], NUM_CLASSES) == warned
             ]
-            cells = [known_spread(column, digits) for column, digits in zip(columns, (3, 2, 3, 3), strict=True)]
-            lines.append(
-                f"| {words} | {target.upper()} | {accuracy_cell(results)} | {' | '.join(cells)} | {len(results)} |"
-            )
-    return lines
+            accuracies = f" (accuracy {min(found):.3f} to {max(found):.3f})" if found else ""
+            words.append(f"{len(found)} on {target.upper()}{accuracies}")
+    return (
+        f"The collapse warning goes by {COLLAPSE_SCORE.replace('_', ' ')}: it comes where the answers tell less than "
+        f"half of the classes apart. Of these runs it would warn of {words[0]} and {words[1]}; it is silent on "
+        f"{words[2]} and {words[3]}."
+    )
 
 
-def speed_tables(folder: Path) -> list[str]:
-    """What benchmark.py measured, a table a device; nothing where there is no such file."""
+def draw_scores(points: Points, path: Path) -> None:
+    """Draw true target accuracy over each validation score, a panel a score, a colour a target."""
+    columns = 4
+    rows = -(-len(points) // columns)
+    with picture(path, 13, 3.2 * rows) as figure:
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+        for axes, (score, by_target) in zip(grid, points.items(), strict=False):
+            for i, (target, pairs) in enumerate(by_target.items()):
+                x, y = [value for value, _ in pairs], [accuracy for _, accuracy in pairs]
+                axes.scatter(x, y, s=26, alpha=0.8, c=DOMAIN_COLOURS[i], marker=DOMAIN_MARKERS[i], label=target.upper())
+            axes.set_xlabel(score.replace("_", " "))
+            axes.locator_params(axis="x", nbins=5)
+            axes.grid(alpha=0.3)
+        for axes in grid[::columns]:
+            axes.set_ylabel("accuracy on the target's val")
+        for axes in grid[len(points) :]:
+            axes.set_axis_off()
+        grid[0].legend()
+
+
+# Block evidence
+
+
+def evidence_block(folder: Path) -> list[str]:
+    """A row per kind of run and target that has results; what a run did not measure is a dash."""
+    rows = []
+    for words, pattern in EVIDENCE.items():
+        for target in TARGETS:
+            found = [read_result(file) for file in sorted(folder.glob(pattern.format(target) + ".json"))]
+            if found:
+                rows.append(
+                    [
+                        words,
+                        target.upper(),
+                        accuracy_cell(found),
+                        spread(result.get("source_val_accuracy") for result in found),
+                        spread((result["proxy_a_distance"]["untrained"] for result in found), 2),
+                        spread((result["proxy_a_distance"]["trained"] for result in found), 2),
+                        spread(result["losses"].get("L_d") for result in found),
+                        spread(result["scores"].get(COLLAPSE_SCORE) for result in found),
+                        str(len(found)),
+                    ]
+                )
+    head = ["runs", "target", "target val accuracy", "source val accuracy", "proxy A-distance, untrained", "trained"]
+    return table([*head, "domain loss at the end", "information", "seeds"], rows)
+
+
+# Block speed: words -> key, of the columns of a table or of its rows
+
+TRAINING = {
+    "`train.py`": "images_per_second",
+    "plain recipe": "plain_images_per_second",
+    "times": "times_plain",
+    "of the bare step": "share_of_bare",
+    "of a matrix product": "share_of_matrix_rate",
+}
+PREDICTION = {
+    "`inference.py`": "images_per_second",
+    "batch size 1": "batch_size_1_images_per_second",
+    "times": "times_batch_size_1",
+    "of decoding and forward pass": "share_of_decode_and_forward",
+}
+BY_NETWORK = {
+    "training": (
+        "Training, images/s. The plain recipe is what one writes first: a `DataLoader` over files, float32, batches of "
+        "100; the bare step is ours on a batch that lies in memory; the last column is its rate of operations beside "
+        "that of a large matrix product.",
+        TRAINING,
+    ),
+    "prediction": (
+        "Prediction from PNGs, images/s; beside it batch size 1 in float32, and decoding and forward pass measured "
+        "alone, one after the other.",
+        PREDICTION,
+    ),
+}
+START = {
+    "imports, s": "import_train_seconds",
+    "of them torch, s": "import_torch_seconds",
+    "reading the PNGs, s": "read_seconds",
+    "measuring the untrained network, s": "untrained_network_measured_seconds",
+    "the first step, s": "first_step_seconds",
+    "launch to the end of the first step, s": "launch_to_first_step_seconds",
+    "peak memory, MB": "peak_memory_megabytes",
+    "of it the training images, MB": "raw_train_megabytes",
+}
+
+
+def numbers(place: str, found: dict[str, Any], keys: Iterable[str]) -> list[str]:
+    """The numbers of those keys in words; UserError by file and key where one is missing."""
+    check_kinds(place, found, **dict.fromkeys(keys, NUMBER))
+    return [f"{found[key]:,.0f}" if found[key] >= 100 else f"{found[key]:.2f}" for key in keys]
+
+
+def speed_block(folder: Path) -> list[str]:
+    """What benchmark.py measured, a table a part that was run."""
     lines: list[str] = []
     for file in sorted(folder.glob("benchmark-*.json")):
-        found = {part: measured for part, measured in read_json(file).items() if measured is not None}
-        check_values(file, found, BENCHMARK)
-        lines += ["", *speed_table(found)] if lines else speed_table(found)
-    return lines
+        found = read_json(file)
+        check_kinds(file, found, **dict.fromkeys(found, dict))
+        for part, measured in found.items():
+            check_kinds(f"{file} {part}", measured, device=str, repeats=int)
+        repeats, devices = (sorted({str(part[key]) for part in found.values()}) for key in ("repeats", "device"))
+        lines += ["", f"Medians of {' or '.join(repeats)}, {' and '.join(devices)}."]
+        for part, (words, columns) in BY_NETWORK.items():
+            networks = [arch for arch in ARCHITECTURES if arch in found.get(part, {})]
+            rows = [
+                [f"`{arch}`", *numbers(f"{file} {part} {arch}", found[part][arch], columns.values())]
+                for arch in networks
+            ]
+            if rows:
+                lines += ["", words, "", *table(["network", *columns], rows)]
+        if start := found.get("start"):
+            values = numbers(f"{file} start", start, START.values())
+            lines += ["", *table(["start of `train.py`", ""], zip(START, values, strict=True))]
+        if growth := found.get("growth"):
+            check_kinds(f"{file} growth", growth, images_per_second=dict)
+            rates = growth["images_per_second"]
+            row = ["training, images/s", *numbers(f"{file} growth images_per_second", rates, rates)]
+            lines += ["", *table(["images a domain", *(f"{int(count):,}" for count in rates)], [row])]
+        if reached := found.get("accuracy"):
+            check_kinds(f"{file} accuracy", reached, steps=int, seconds_to=dict)
+            head = f"USPS val accuracy, `dann --max_steps {reached['steps']} --val_period 100`"
+            each = ([mark, ", ".join(shown(s, 0) for s in seconds)] for mark, seconds in reached["seconds_to"].items())
+            lines += ["", *table([head, "seconds from launch until it is first reached, a number a seed"], each)]
+    return lines[1:]
 
 
-def by_network(found: dict[str, Any], part: str) -> list[tuple[str, dict[str, Any]]]:
-    """What a part of the benchmark measured of each network."""
-    return [(arch, found[part][arch]) for arch in ARCHITECTURES if found.get(part, {}).get(arch)]
+# Block soak
 
 
-def speed_table(found: dict[str, Any]) -> list[str]:
-    """One benchmark json as a table of measure, number, and what it is beside."""
-    rows: list[tuple[str, str, str]] = []
-    for arch, m in by_network(found, "training"):
-        rows.append(
-            (
-                f"training step, `{arch}`",
-                f"{m['images_per_second']:,.0f} images/s",
-                f"{m['times_plain']:.1f} times the plain recipe, {m['share_of_bare']:.2f} of the bare step, "
-                f"which reaches {m['share_of_matrix_rate']:.2f} of the {m['matrix_gflops']:,.0f} GFLOP/s of a large "
-                f"matrix product; its operations alone at that rate allow {m['floor_of_operations_alone']:,} images/s, "
-                f"and, with every input and output fetched from memory, {m['floor_images_per_second']:,}",
-            )
-        )
-    for arch, m in by_network(found, "prediction"):
-        rows.append(
-            (
-                f"prediction of {m['images']:,} PNGs, `{arch}`",
-                f"{m['images_per_second']:,.0f} images/s",
-                f"{m['times_one_by_one']:.1f} times one by one, {m['share_of_decode_and_forward']:.2f} of decoding and "
-                f"forward pass, measured alone, one after the other",
-            )
-        )
-    if start := found.get("start"):
-        rows.append(
-            (
-                "launch to the end of the first training step",
-                f"{start['launch_to_first_step_seconds']:.1f} s",
-                f"imports {start['import_train_seconds']:.1f} s (torch alone {start['import_torch_seconds']:.1f}), "
-                f"reading {sum(start['images'].values()):,} PNGs {start['read_seconds']:.1f} s, "
-                f"proxy A-distance of the untrained network {start['untrained_network_measured_seconds']:.1f} s, "
-                f"the step {start['first_step_seconds']:.1f} s",
-            )
-        )
-        rows.append(
-            (
-                "peak memory",
-                f"{start['peak_memory_megabytes']:,} MB",
-                f"{start['peak_above_raw_megabytes']:,} MB above the training images' "
-                f"{start['raw_train_megabytes']:,} MB",
-            )
-        )
-    if growth := found.get("growth"):
-        counts = ", ".join(f"{float(n):,.0f}: {rate:,.0f}" for n, rate in growth["images_per_second"].items())
-        rows.append(("images/s by images a domain", f"{growth['largest_over_smallest']:.2f}", counts))
-    if reached := found.get("accuracy", {}).get("seconds_to"):
-        for mark, seconds in reached.items():
-            each = ", ".join(shown(value, 0) for value in seconds)
-            steps = found["accuracy"]["steps"]
-            what = f"`dann --max_steps {steps} --val_period 100`, one number a seed"
-            rows.append((f"seconds from launch until USPS val is first at {float(mark):g}", each, what))
-    if not rows:
-        return []
-    devices = " and ".join(sorted({part["device"] for part in found.values()}))
-    repeats = sorted({part["repeats"] for part in found.values()})
-    return [
-        f"Speed, medians of {' or '.join(map(str, repeats))}, {devices}:",
-        "",
-        "| | | |",
-        "|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
-
-
-def soak_lines(folder: Path) -> list[str]:
-    """What the last `make soak` did, in words; that there was none where it left no counts."""
+def soak_block(folder: Path) -> list[str]:
+    """What the last `make soak` did; that there was none where it left no counts."""
     file = folder / "soak.json"
     if not file.exists():
         return ["`make soak` has not been run on this version: there are no counts to state yet."]
-    found = read_json(file)
-    check_values(file, found, SOAK)
-    counts: dict[str, int] = {name: count for name, count in found["counts"].items() if count is not None}
-    kills = counts["kills of recipe paper"] + counts["kills of recipe strong"]
-    cases, refused = (sum(counts[f"{name}{suffix}"] for name in HOSTILE) for suffix in ("", " refused"))
-    kinds = ", ".join(f"{counts[name]:,} {words}" for name, words in HOSTILE.items())
-    memory = ""
-    if set(MEMORY) <= counts.keys():
-        images, peak, each = (counts[name] for name in MEMORY)
-        memory = f" {images:,} images were predicted in {peak:,} MB at most, {each:,} bytes an image."
+    found = read_json(file, counts=dict, seconds=NUMBER, device=str, versions=dict)
+    check_kinds(f"{file} versions", found["versions"], torch=str)
+    counts = found["counts"]
+    check_kinds(f"{file} counts", counts, **dict.fromkeys(counts, NUMBER))
+    rows = [
+        [name, f"{count:,}", f"{counts[f'{name} refused']:,}" if f"{name} refused" in counts else ""]
+        for name, count in counts.items()
+        if not name.endswith(" refused")
+    ]
     return [
         f"The last `make soak` took {found['seconds'] / 60:.0f} minutes on {found['device']}, torch "
-        f"{found['versions']['torch']}: {kills:,} kills, {counts['of them while writing a file']:,} of them while a "
-        f"file was written, and {cases:,} hostile cases without a traceback, a hang or a write beside the output, "
-        f"{refused:,} of them refused: {kinds}. The longest CSV had {counts['rows of the longest CSV']:,} rows, "
-        f"{counts['pairs of predictions into one file']:,} pairs of predictions into one file never mixed.{memory} "
-        "The counts are in `results/soak.json`."
+        f"{found['versions']['torch']}, without a traceback, a hang or a write beside the output:",
+        "",
+        *table(["what", "count", "of them refused"], rows),
     ]
+
+
+# The pages
+
+
+BLOCKS = {
+    "results": results_block,
+    "ablation": ablation_block,
+    "scores": scores_block,
+    "speed": speed_block,
+    "soak": soak_block,
+    "evidence": evidence_block,
+}
+
+
+def updated(text: str, name: str, folder: Path) -> str:
+    """A page's text with each of its blocks made anew; UserError for a block without a maker or an end."""
+    blocks = re.split(r"(<!-- \w+: begin, by lab/tables\.py -->)", text)
+    for i in range(1, len(blocks), 2):
+        block = blocks[i].split()[1].rstrip(":")
+        if block not in BLOCKS:
+            raise UserError(f"{name}: there is no block {block}; the blocks are {', '.join(BLOCKS)}.")
+        _, end, after = blocks[i + 1].partition(f"<!-- {block}: end -->")
+        if not end:
+            raise UserError(f"{name}: block {block} has no end; put <!-- {block}: end --> where it belongs.")
+        blocks[i + 1] = "\n".join(["", *BLOCKS[block](folder), end + after])
+    return "".join(blocks)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__)
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--check", action="store_true", help="change nothing, fail where a page would change")
+    one.add_argument("--add", type=Path, metavar="RUN", help="copy the result of a finished run")
+    one.add_argument("--ship", type=Path, metavar="RUN", help="put a finished run's checkpoint into checkpoint/")
+    parser.add_argument(
+        "--to", default="results", metavar="DIR", help="with --add: results (default) or a folder in it"
+    )
+    return parser
+
+
+def ship(run: Path) -> Path:
+    """Write checkpoint/<mode>_<target>.pt and .json of a finished run: the weights that predict, no optimizer."""
+    result = report.read_result(run)
+    checkpoint = load_checkpoint(run / Path(result["checkpoint"]).name)
+    name = f"{result['args']['train_mode']}_{result['args']['target_file']}".replace("/", "-")
+    file = ROOT / "checkpoint" / f"{name}.pt"
+    save_checkpoint(file, {**checkpoint, "resume": None})
+    write_json(file.with_suffix(".json"), result)
+    return file
+
+
+def rebuild(check: bool) -> list[str]:
+    """Write the pages whose blocks are not those of results/ and return their names; UserError with `check`."""
+    folder, changed = ROOT / "results", []
+    for name in PAGES:
+        page = ROOT / name
+        if page.is_file():
+            old = page.read_text(encoding="utf-8")
+            new = updated(old, name, folder)
+            if new != old:
+                if check:
+                    raise UserError(f"the tables of {name} are not those of results/; run python lab/tables.py.")
+                with atomic_path(page) as part:
+                    part.write_text(new, encoding="utf-8")
+                changed.append(name)
+            print(f"{name}: {'rewritten' if new != old else 'up to date'}")
+    if not check:
+        draw_scores(score_points(read_results(folder)), folder / "figures" / "scores.png")
+    return changed
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Do what the flags ask; returns the `changed` pages, or the `file` that was written."""
+    args = build_parser().parse_args(argv)
+    if args.ship:
+        file = ship(args.ship)
+    elif args.add:
+        file = ROOT / args.to / f"{args.add.resolve().name}.json"
+        write_json(file, report.read_result(args.add))
+    else:
+        return {"changed": rebuild(args.check)}
+    print(file)
+    return {"file": str(file)}
+
+
+if __name__ == "__main__":
+    run_script(main)

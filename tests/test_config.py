@@ -2,7 +2,6 @@
 
 import ast
 import json
-import sys
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
@@ -167,13 +166,6 @@ def test_a_mode_that_needs_a_target_says_so(mode: str) -> None:
     code, _, errors = ended(train, "--data_root", "data", "--train_mode", mode)
     assert code == 2
     assert "--target_file" in errors
-
-
-def test_tensorboard_is_refused_where_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    code, _, errors = ended(train, *BASE, "--tensorboard")
-    assert code == 2
-    assert "--tensorboard" in errors
 
 
 def test_each_recipe_has_a_length_for_each_mode() -> None:
