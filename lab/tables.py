@@ -28,7 +28,7 @@ import pandas as pd
 
 import report
 from losses import PSEUDO_LABEL_MEASURES
-from metrics import COLLAPSE_SCORE, SCORES, too_few
+from metrics import SCORES, collapse
 from model import ARCHITECTURES
 from plots import DOMAIN_COLOURS, DOMAIN_MARKERS, picture
 from runs import MAYBE, NUMBER, check_kinds, load_checkpoint, read_json, save_checkpoint, write_json
@@ -298,15 +298,14 @@ def warning_line(runs: list[Result]) -> str:
                 run["target_val_accuracy"]
                 for run in runs
                 if run["args"]["target_file"] == target
-                and run["scores"].get(COLLAPSE_SCORE) is not None
-                and too_few(run["scores"], NUM_CLASSES) == warned
+                and run["scores"].get("diversity") is not None
+                and bool(collapse(run["scores"], NUM_CLASSES, run["images"]["target_val"])) == warned
             ]
             accuracies = f" (accuracy {min(found):.3f} to {max(found):.3f})" if found else ""
             words.append(f"{len(found)} on {target.upper()}{accuracies}")
     return (
-        f"The collapse warning goes by {COLLAPSE_SCORE.replace('_', ' ')}: it comes where the answers tell less than "
-        f"half of the classes apart. Of these runs it would warn of {words[0]} and {words[1]}; it is silent on "
-        f"{words[2]} and {words[3]}."
+        "The warning at a run's end that its answers are unsure comes where entropy is above a quarter of diversity: on "
+        f"{words[0]} and {words[1]} of these runs; it is silent on {words[2]} and {words[3]}."
     )
 
 
@@ -349,7 +348,7 @@ def evidence_block(folder: Path) -> list[str]:
                         spread((result["proxy_a_distance"]["untrained"] for result in found), 2),
                         spread((result["proxy_a_distance"]["trained"] for result in found), 2),
                         spread(result["losses"].get("L_d") for result in found),
-                        spread(result["scores"].get(COLLAPSE_SCORE) for result in found),
+                        spread(result["scores"].get("information_maximisation") for result in found),
                         str(len(found)),
                     ]
                 )
