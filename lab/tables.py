@@ -304,8 +304,8 @@ def warning_line(runs: list[Result]) -> str:
             accuracies = f" (accuracy {min(found):.3f} to {max(found):.3f})" if found else ""
             words.append(f"{len(found)} on {target.upper()}{accuracies}")
     return (
-        "The warning at a run's end that its answers are unsure comes where entropy is above a quarter of diversity: on "
-        f"{words[0]} and {words[1]} of these runs; it is silent on {words[2]} and {words[3]}."
+        "At a run's end a warning says that its answers are unsure where entropy is above a quarter of diversity: on "
+        f"{words[0]} and {words[1]} of these runs. It is silent on {words[2]} and {words[3]}."
     )
 
 
