@@ -313,7 +313,7 @@ class Meter:
         self.run.images_seen += self.images_a_step
         for name, value in losses.items():
             self.totals[name] = self.totals.get(name, 0) + value.detach()
-        if not losses["L_y"].is_cuda or self.run.step % FINITE_EVERY == 0:
+        if losses["L_y"].device.type == "cpu" or self.run.step % FINITE_EVERY == 0:
             check_finite(self.run, self.totals, lr)
         if self.progress:
             self.progress.update(1, partial(self.describe, losses, lambda_p))
