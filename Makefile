@@ -41,4 +41,4 @@ soak: venv
 	$(BIN)/python -m pytest -m slow
 
 clean:
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis __pycache__ tests/__pycache__
+	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis __pycache__ */__pycache__

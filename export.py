@@ -52,11 +52,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def compare(found: Tensor, wanted: Tensor, path: Path) -> float:
+def compare(found: Tensor, wanted: Tensor) -> float:
     """Largest difference of a probability; UserError when it is no rounding."""
     difference = (found - wanted).abs().max().item()
     if not difference <= TOLERANCE:
-        raise UserError(f"{path} would not predict what the checkpoint does (off by {difference:.2g}); not written.")
+        raise UserError(
+            f"--out_path: the file would not predict what the checkpoint does (off by {difference:.2g}) and was not "
+            "written; choose the other format."
+        )
     return difference
 
 
@@ -69,7 +72,7 @@ def write_pt2(path: Path, predictor: Predictor, images: Tensor, classes: list[st
         torch.export.save(program, content, extra_files={"classes.json": json.dumps(classes)})
     path.write_bytes(content.getbuffer())
     again = torch.export.load(path).module()
-    return max(compare(again(images[:n]), predictor(images[:n]), path) for n in (1, EXAMPLE))
+    return max(compare(again(images[:n]), predictor(images[:n])) for n in (1, EXAMPLE))
 
 
 def write_onnx(path: Path, predictor: Predictor, images: Tensor, classes: list[str]) -> float:
@@ -79,7 +82,7 @@ def write_onnx(path: Path, predictor: Predictor, images: Tensor, classes: list[s
         import onnxscript  # noqa: F401 (torch.onnx needs it)
     except ImportError as error:
         raise UserError(
-            f"--out_path {path} needs the package {error.name}; run pip install onnx onnxscript onnxruntime, or name "
+            f"--out_path: .onnx needs the package {error.name}; run pip install onnx onnxscript onnxruntime, or name "
             "a file that ends in .pt2."
         ) from error
     batch = torch.export.Dim("batch", min=1)
@@ -98,7 +101,7 @@ def write_onnx(path: Path, predictor: Predictor, images: Tensor, classes: list[s
     path.write_bytes(graph.SerializeToString())
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found = {n: torch.from_numpy(session.run(None, {"images": images[:n].numpy()})[0]) for n in (1, EXAMPLE)}
-    return max(compare(found[n], predictor(images[:n]), path) for n in found)
+    return max(compare(found[n], predictor(images[:n])) for n in found)
 
 
 FORMATS = {".pt2": write_pt2, ".onnx": write_onnx}

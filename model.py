@@ -200,7 +200,7 @@ def _small(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequentia
     The first block measures edges, whichever side is bright, against the other edges of the same image: what a
     photograph and a plain background differ in most is gone before BatchNorm could learn it.
     The last pooling averages over quadrants and learns a weight per channel and quadrant: the mean over all places
-    adapts as well to USPS and fails on SVHN, a weight per place does the reverse (numbers in NOTES.md).
+    adapts as well to USPS and fails on SVHN, a weight per place does the reverse (numbers in lab/NOTES.md).
     """
 
     def block(c_in: int, c_out: int, pool: bool = False, dropout: float = 0.1) -> nn.Sequential:

@@ -10,7 +10,10 @@ import time
 import zipfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
+
+import prepare_data
 
 REPO = Path(__file__).resolve().parent.parent
 SVHN_ID, USPS_ID = "1PSlBhFbQoppQLeE5IIIc9ChiSkzPHZMH", "1_vdmGglgkz4B8RlsRFL6UaE9B4G9p50l"
@@ -196,6 +199,17 @@ def test_paths_flags_and_the_exit_code_arrive_as_they_are(project: Project) -> N
     checkpoint = str(project.checkpoints / "dann_usps.pt")
     assert called == ["--checkpoint", checkpoint, "--test_loc", "my usps/*", "--out_path", "../out $x", *flags]
     assert project.run("inference.sh", "my usps", "out", CODE="1").returncode == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["svhn", "usps"])
+def test_a_fresh_clone_labels_a_folder_with_the_shipped_checkpoint(target: str, tmp_path: Path) -> None:
+    prepare_data.main(["demo", "--out", str(tmp_path), "--scale", "0.1"])
+    command = ["bash", str(REPO / "inference.sh"), str(tmp_path / target / "data"), str(tmp_path)]
+    subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, check=True)
+    predicted = pd.read_csv(tmp_path / "pred.csv").set_index("image_name").label
+    truth = pd.concat([pd.read_csv(tmp_path / target / f"{split}.csv") for split in ("train", "val")])
+    assert (predicted == truth.set_index("image_name").label).mean() > 0.6  # digits that it was never trained on
 
 
 @pytest.mark.parametrize(("script", "args"), [("download.sh", ()), ("inference.sh", (".", "out"))])

@@ -1,0 +1,510 @@
+"""The pages state what results/ holds, what they claim follows from it, and the laboratory makes the runs behind it."""
+
+import json
+import math
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import ended, same_tensors, write_domain
+
+import train
+from dataset import Domain, list_split
+from lab import benchmark, tables
+from metrics import COLLAPSE_SCORE, too_few
+from runs import load_checkpoint, write_json
+from utils import UserError
+
+PROJECT = Path(train.__file__).parent
+Result = dict[str, Any]
+
+
+# The pages and their blocks
+
+
+def result(mode: str, target: str, seed: int, accuracy: float) -> Result:
+    return {
+        "target_val_accuracy": accuracy,
+        "source_val_accuracy": 0.9,
+        "seed": seed,
+        "select": "last",
+        "proxy_a_distance": {"untrained": 1.9, "trained": 0.5},
+        "seconds": 60.0 + seed,
+        "images": {"target_val": 100 if target == "svhn" else 200},
+        "versions": {"torch": "2.9"},
+        "device": "cpu (x, 2 threads)",
+        "command": "python train.py",
+        "args": {"train_mode": mode, "target_file": target, "recipe": "tuned", "arch": "small", "run_name": f"r{seed}"},
+    }
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with results of `source` and `dann` on both targets, three seeds each, and a page of two blocks."""
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    for mode, base in (("source", 0.3), ("dann", 0.5)):
+        for target in tables.TARGETS:
+            for seed in range(3):
+                name = f"{mode}_{target}_tuned_small_seed{seed}.json"
+                write_json(tmp_path / "results" / name, result(mode, target, seed, base + 0.1 * seed))
+    (tmp_path / "README.md").write_text(page("results", "evidence"))
+    return tmp_path
+
+
+def page(*blocks: str) -> str:
+    return "".join(
+        f"before {b}\n<!-- {b}: begin, by lab/tables.py -->\nold\n<!-- {b}: end -->\nafter\n" for b in blocks
+    )
+
+
+def change(file: Path, key: str, value: Any) -> None:
+    """Put a value at a dotted key of a JSON file; None: take the key out."""
+    content = inner = json.loads(file.read_text())
+    *way, last = key.split(".")
+    for name in way:
+        inner = inner[name]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    file.write_text(json.dumps(content))
+
+
+def row(block: list[str], start: str) -> list[str]:
+    """The cells of the one line that begins with these."""
+    (line,) = [line for line in block if line.startswith(f"| {start} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_blocks_of_the_pages_are_those_of_results_and_the_script_runs_from_anywhere(tmp_path: Path) -> None:
+    command = [sys.executable, str(PROJECT / "lab" / "tables.py"), "--check"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_page_that_would_change_fails_the_check_unchanged_and_is_then_rewritten_between_its_markers(
+    project: Path,
+) -> None:
+    readme = project / "README.md"
+    old = readme.read_text()
+    code, _, error = ended(tables, "--check")
+    assert (code, len(error.splitlines()), "README.md" in error) == (2, 1, True)
+    assert readme.read_text() == old
+    assert tables.main([]) == {"changed": ["README.md"]}
+    kept = re.sub(r"(begin, by lab/tables\.py -->\n).*?(<!-- \w+: end)", r"\1old\n\2", readme.read_text(), flags=re.S)
+    assert kept == old != readme.read_text()
+    assert tables.main(["--check"]) == {"changed": []}
+    change(project / "results" / "dann_usps_tuned_small_seed0.json", "target_val_accuracy", 0.51)
+    assert ended(tables, "--check")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [(page("resluts"), "resluts"), (page("results").replace("<!-- results: end -->", ""), "results: end")],
+    ids=["unknown", "without end"],
+)
+def test_a_block_that_nothing_fills_or_nothing_ends_is_refused_by_its_name(
+    project: Path, text: str, named: str
+) -> None:
+    (project / "README.md").write_text(text)
+    code, _, error = ended(tables)
+    assert (code, "README.md" in error, named in error) == (2, True, True)
+    assert (project / "README.md").read_text() == text
+
+
+BENCHMARK = {"growth": {"images_per_second": {"500": 1.0}, "largest_over_smallest": 1.0, "repeats": 5, "device": "x"}}
+SOAK = {"counts": {"CSVs": 4, "CSVs refused": 3}, "seconds": 60, "device": "x", "versions": {"torch": "2.9"}}
+RUN = "dann_usps_tuned_small_seed0"
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        *((RUN, key, None) for key in ("target_val_accuracy", "seconds", "seed", "command", "images", "args.recipe")),
+        *((RUN, key, None) for key in ("images.target_val", "versions.torch", "proxy_a_distance.trained")),
+        (RUN, "target_val_accuracy", float("nan")),
+        (RUN, "scores", {"entropy": "low"}),
+        (RUN, "losses", {"L_d": []}),
+        ("benchmark-cpu", "growth.repeats", None),
+        ("benchmark-cpu", "growth.images_per_second.500", "fast"),
+        ("benchmark-cpu", "growth.images_per_second", None),
+        ("benchmark-cpu", "training", {"repeats": 1, "device": "x", "small": {"images_per_second": 1.0}}),
+        ("benchmark-cpu", "start", {"repeats": 1, "device": "x"}),
+        ("soak", "counts", None),
+        ("soak", "counts.CSVs", "many"),
+    ],
+)
+def test_a_result_that_lacks_what_the_tables_state_is_refused_by_file_and_key_and_no_page_is_written(
+    project: Path, name: str, key: str, value: Any
+) -> None:
+    write_json(project / "results" / "benchmark-cpu.json", BENCHMARK)
+    write_json(project / "results" / "soak.json", SOAK)
+    old = page(*tables.BLOCKS)
+    (project / "README.md").write_text(old)
+    file = project / "results" / f"{name}.json"
+    change(file, key, value)
+    code, out, error = ended(tables)
+    assert (code, out, len(error.splitlines())) == (2, "", 1)
+    assert str(file) in error
+    missing = {"training": "plain_images_per_second", "start": "import_train_seconds"}
+    wanted = next(iter(value)) if key in ("scores", "losses") else missing.get(key, key.split(".")[-1])
+    assert wanted in error.replace(str(file), "")
+    assert (project / "README.md").read_text() == old
+
+
+def test_a_cell_is_mean_deviation_and_worst_over_the_seeds_below_the_published_numbers(project: Path) -> None:
+    block = tables.results_block(project / "results")
+    accuracy = "0.600 ± 0.100 (worst 0.500)"
+    assert row(block, "dann | tuned, small") == ["dann", "tuned, small", accuracy, accuracy, "61", "3"]
+    assert [float(cell.strip("*")) for cell in row(block, "dann | *published implementation*")[2:4]] == [
+        0.41745,
+        0.82392,
+    ]
+    assert "n = 100" in block[0]
+    assert "n = 200" in block[0]
+
+
+def test_seconds_are_those_of_runs_that_had_the_machine_to_themselves(project: Path) -> None:
+    change(project / "results" / f"{RUN}.json", "device", "cpu (x, 1 threads)")
+    block = tables.results_block(project / "results")
+    assert [row(block, f"{mode} | tuned, small")[-2] for mode in ("source", "dann")] == ["61", "-"]
+    assert any("1 threads" in line for line in block)
+
+
+def test_a_cell_takes_no_two_kinds_of_runs(project: Path) -> None:
+    change(project / "results" / f"{RUN}.json", "precision", "float16")
+    change(project / "results" / f"{RUN}.json", "args.max_steps", 7)
+    with pytest.raises(UserError, match=r"max_steps, precision"):
+        tables.read_results(project / "results")
+
+
+def test_an_evidence_row_says_how_many_runs_measured_what(project: Path) -> None:
+    change(project / "results" / f"{RUN}.json", "losses", {"L_d": 0.6})
+    found = row(tables.evidence_block(project / "results"), "`dann`, lambda to 0.2 (default) | USPS")
+    assert found[2:] == ["0.600 ± 0.100 (worst 0.500)", "0.900 ± 0.000", "1.90 ± 0.00", "0.50 ± 0.00"] + [
+        "0.600 (of 1)",
+        "-",
+        "3",
+    ]
+
+
+def ablation_results(folder: Path) -> None:
+    """Five rows on USPS, two seeds each: entropy falls as the accuracy rises, diversity says nothing."""
+    for i, (_, recipe, mode, without) in enumerate(tables.ABLATION[:5]):
+        for seed in range(2):
+            content = result(mode, "usps", seed, 0.5 + 0.1 * i)
+            content["args"] |= {"recipe": recipe, "without": list(without)}
+            content["scores"] = {"entropy": 1 - 0.1 * i, "diversity": 2.0, COLLAPSE_SCORE: 1 + 0.3 * i}
+            write_json(folder / f"{i}_{seed}.json", content)
+
+
+def test_the_ablation_has_a_dash_where_nothing_ran_and_is_no_part_of_the_accuracy_table(tmp_path: Path) -> None:
+    ablation_results(tmp_path)
+    block = tables.ablation_block(tmp_path)
+    assert row(block, "+ adversarial (DANN)")[1:] == ["-", "0.800 ± 0.000 (worst 0.800)", "0/2"]
+    assert row(block, "everything but adversarial")[1:] == ["-", "-", "0"]
+    assert row(tables.results_block(tmp_path), "dann | strong, small")[3].startswith("0.900")
+
+
+def test_scores_are_ranked_with_the_true_accuracy_the_best_first_and_drawn(project: Path) -> None:
+    shutil.rmtree(project / "results")
+    ablation_results(project / "results")
+    block = tables.scores_block(project / "results")
+    assert row(block, "entropy") == ["entropy", "low", "- (0 runs)", "-1.00 (10 runs)"]
+    assert row(block, "diversity")[2:] == ["- (0 runs)", "- (10 runs)"]
+    names = [line.split("|")[1].strip() for line in block if line.startswith("|")]
+    assert names.index("entropy") < names.index("diversity")
+    tables.main([])
+    assert (project / "results" / "figures" / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_says_which_runs_the_collapse_warning_names(tmp_path: Path) -> None:
+    ablation_results(tmp_path)  # exp of information: 2.7, 3.7, 5.0 - 0.05, then above half of the classes
+    line = tables.scores_block(tmp_path)[-1]
+    assert re.findall(r"(\d+) on (\w+)", line) == [("0", "SVHN"), ("6", "USPS"), ("0", "SVHN"), ("4", "USPS")]
+    assert re.findall(r"0\.\d+", line) == ["0.500", "0.700", "0.800", "0.900"]
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    assert tables.rank_correlation([1, 2, 3, 4], [1, 4, 9, 16]) == pytest.approx(1)
+    assert tables.rank_correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(0.8)  # 1 - 6 * 4 / (5 * 24)
+    assert tables.rank_correlation([1, 2], [1, 2]) is None
+
+
+def test_counts_of_the_soak_stand_beside_those_refused_and_none_are_stated_before_there_is_one(tmp_path: Path) -> None:
+    assert len(tables.soak_block(tmp_path)) == 1
+    write_json(tmp_path / "soak.json", SOAK | {"counts": {"CSVs": 4000, "CSVs refused": 3, "rows": 7}})
+    block = tables.soak_block(tmp_path)
+    assert [row(block, name) for name in ("CSVs", "rows")] == [["CSVs", "4,000", "3"], ["rows", "7", ""]]
+
+
+def test_a_shipped_checkpoint_predicts_the_same_without_its_optimizer_and_an_added_result_is_the_runs(
+    dann_run: Path, project: Path
+) -> None:
+    tables.main(["--ship", str(dann_run)])
+    file = project / "checkpoint" / "dann_usps.pt"
+    shipped, whole = load_checkpoint(file), load_checkpoint(dann_run / "last.pt")
+    assert same_tensors(shipped["model"], whole["model"])
+    assert shipped["resume"] is None
+    assert file.stat().st_size < (dann_run / "last.pt").stat().st_size / 2
+    tables.main(["--add", str(dann_run), "--to", "results/adaptation"])
+    added = project / "results" / "adaptation" / f"{dann_run.name}.json"
+    finished = json.loads((dann_run / "result.json").read_text())
+    assert json.loads(added.read_text()) == json.loads(file.with_suffix(".json").read_text()) == finished
+    assert tables.read_result(added) == finished
+
+
+# What README.md and ADAPTATION.md say of the runs
+
+
+def runs(words: str, target: str) -> list[Result]:
+    """Results of a row of ADAPTATION.md."""
+    pattern = tables.EVIDENCE[words].format(target) + ".json"
+    return [tables.read_result(file) for file in sorted((PROJECT / "results").glob(pattern))]
+
+
+def accuracy(words: str, target: str) -> float:
+    return statistics.mean(result["target_val_accuracy"] for result in runs(words, target))
+
+
+def distances(words: str, target: str) -> list[float]:
+    return [result["proxy_a_distance"]["trained"] for result in runs(words, target)]
+
+
+def score(words: str, target: str, name: str) -> float:
+    """Mean over a row's runs of a validation score."""
+    return statistics.mean(result["scores"][name] for result in runs(words, target))
+
+
+SOURCE, PUBLISHED, STRONG = "`source`", "`dann`, network `published`", "`dann --recipe strong`"
+WEAK, PLAIN, FULL = "`dann`, lambda to 0.02", "`dann`, lambda to 0.2 (default)", "`dann`, lambda to 1"
+SHIFTED_SOURCE, SHIFTED, SHIFTED_STRONG = (f"{words}, label shift" for words in (SOURCE, "`dann`", STRONG))
+
+
+@pytest.mark.parametrize("target", tables.TARGETS)
+def test_the_distance_is_near_2_before_and_low_after_adaptation_and_accuracy_rises_on_the_target_alone(
+    target: str,
+) -> None:
+    assert min(distances(SOURCE, target)) > 1.8
+    assert max(distances(PLAIN, target)) < 0.6
+    assert accuracy(PLAIN, target) > accuracy(SOURCE, target) + 0.03
+    plain, adapted = (
+        statistics.mean(result["source_val_accuracy"] for result in runs(words, target)) for words in (SOURCE, PLAIN)
+    )
+    assert abs(plain - adapted) < 0.01
+
+
+def test_the_published_network_aligned_nothing_on_usps_and_did_worse_than_source() -> None:
+    assert min(distances(PUBLISHED, "usps")) > 1.8
+    assert accuracy(PUBLISHED, "usps") < accuracy(SOURCE, "usps")
+    seeds = [result["target_val_accuracy"] for result in runs(PUBLISHED, "usps")]
+    assert max(seeds) - min(seeds) > 0.08
+
+
+@pytest.mark.parametrize("target", tables.TARGETS)
+def test_information_rises_with_accuracy_from_source_to_dann_and_is_lower_where_less_was_aligned(target: str) -> None:
+    for words in (SOURCE, PUBLISHED):
+        assert score(PLAIN, target, COLLAPSE_SCORE) > score(words, target, COLLAPSE_SCORE) + 0.15
+        assert accuracy(PLAIN, target) > accuracy(words, target)
+
+
+def test_information_fails_between_networks_and_recipes_and_under_label_shift() -> None:
+    assert score(SOURCE, "usps", COLLAPSE_SCORE) == pytest.approx(score(PUBLISHED, "usps", COLLAPSE_SCORE), abs=0.05)
+    assert accuracy(SOURCE, "usps") > accuracy(PUBLISHED, "usps") + 0.05
+    assert score(PLAIN, "svhn", COLLAPSE_SCORE) > score(STRONG, "svhn", COLLAPSE_SCORE)
+    assert accuracy(PLAIN, "svhn") < accuracy(STRONG, "svhn") - 0.2
+    assert score(SHIFTED, "usps", COLLAPSE_SCORE) > score(SHIFTED_SOURCE, "usps", COLLAPSE_SCORE)
+
+
+def test_density_falls_both_where_dann_is_worse_and_where_it_is_better() -> None:
+    density = "soft_neighbourhood_density"
+    assert score(SHIFTED, "usps", density) < score(SHIFTED_SOURCE, "usps", density)
+    assert score(PLAIN, "svhn", density) < score(SOURCE, "svhn", density)
+
+
+def test_a_lower_distance_is_not_always_better() -> None:
+    assert min(distances(SHIFTED_STRONG, "usps")) > max(distances(SHIFTED, "usps"))
+    assert accuracy(SHIFTED_STRONG, "usps") > accuracy(SHIFTED, "usps") + 0.3
+    assert abs(statistics.mean(distances(STRONG, "svhn")) - statistics.mean(distances(PLAIN, "svhn"))) < 0.1
+    assert accuracy(STRONG, "svhn") > accuracy(PLAIN, "svhn") + 0.2
+
+
+def test_a_weak_lambda_adapts_too_little_on_svhn_and_does_as_well_on_usps() -> None:
+    assert accuracy(WEAK, "svhn") < accuracy(PLAIN, "svhn") - 0.05
+    assert accuracy(WEAK, "usps") > accuracy(PLAIN, "usps") - 0.01
+    assert statistics.mean(distances(WEAK, "svhn")) < 0.5  # and still the distance is low
+    assert max(result["losses"]["L_d"] for result in runs(WEAK, "svhn")) < math.log(2) / 2
+
+
+@pytest.mark.parametrize("target", tables.TARGETS)
+def test_from_lambda_0_2_to_1_nothing_is_gained_and_a_domain_loss_at_log_2_may_be_well(target: str) -> None:
+    found = [result["target_val_accuracy"] for words in (PLAIN, FULL) for result in runs(words, target)]
+    assert abs(accuracy(FULL, target) - accuracy(PLAIN, target)) < 2 * statistics.stdev(found)
+    assert all(abs(result["losses"]["L_d"] - math.log(2)) < 0.02 for result in runs(FULL, target))
+
+
+def test_label_shift_costs_plain_dann_more_than_alignment_gained_and_recipe_strong_nothing() -> None:
+    assert accuracy(SHIFTED, "usps") < accuracy(SHIFTED_SOURCE, "usps") - 0.2
+    assert accuracy(SHIFTED_STRONG, "usps") > accuracy(STRONG, "usps") - 0.01
+    spread_over = [math.exp(score(words, "usps", "diversity")) for words in (SHIFTED_SOURCE, SHIFTED)]
+    assert spread_over[1] > spread_over[0] + 2  # classes, where half of ten are rare
+
+
+def test_dann_removes_a_smaller_part_of_the_errors_where_they_are_many() -> None:
+    assert accuracy(SOURCE, "svhn") < accuracy(SOURCE, "usps")
+    left = {target: (1 - accuracy(PLAIN, target)) / (1 - accuracy(SOURCE, target)) for target in tables.TARGETS}
+    assert left["svhn"] > left["usps"] + 0.2
+
+
+EVERYTHING, NO_TEACHER = "+ teacher: everything", "+ adversarial (DANN)"
+NO_ADVERSARY, NO_VIEWS = "everything but adversarial", "everything but augmentation"
+
+
+def rows(target: str) -> dict[str, list[Result]]:
+    """Results of the ablation's rows on a target."""
+    found = tables.ablation_runs(tables.read_results(PROJECT / "results"))
+    return {words: results[tables.TARGETS.index(target)] for words, results in found.items()}
+
+
+def means(target: str, value: Callable[[Result], float]) -> dict[str, float]:
+    return {words: statistics.mean(map(value, found)) for words, found in rows(target).items()}
+
+
+def test_the_ablation_holds_what_the_readme_says_of_the_parts() -> None:
+    svhn, usps = (means(target, lambda run: run["target_val_accuracy"]) for target in ("svhn", "usps"))
+    lost = {words: svhn[EVERYTHING] - svhn[words] for words in (NO_ADVERSARY, NO_VIEWS, NO_TEACHER)}
+    assert sorted(lost, key=lost.__getitem__) == [NO_ADVERSARY, NO_TEACHER, NO_VIEWS]
+    assert 0.2 < lost[NO_VIEWS] / svhn[EVERYTHING] < 0.3
+    assert all(
+        abs(usps[words] - usps[EVERYTHING]) < 0.01 for words in ("+ augmentation", NO_TEACHER, NO_ADVERSARY, NO_VIEWS)
+    )
+    for target, found in (("svhn", svhn), ("usps", usps)):
+        seeds = [run["target_val_accuracy"] for run in rows(target)[EVERYTHING]]
+        assert abs(found[NO_ADVERSARY] - found[EVERYTHING]) < 2 * statistics.stdev(seeds)
+        assert all(run["scores"]["pseudo_label_coverage"] > 0.99 for run in rows(target)[NO_VIEWS])
+
+
+def test_the_collapse_warning_goes_by_the_score_that_ranks_best_which_fails_where_the_readme_says() -> None:
+    ranked = tables.rank_scores(tables.score_points(tables.read_results(PROJECT / "results")))
+    assert next(iter(ranked)) == COLLAPSE_SCORE
+    for name in ("source_val_accuracy", "teacher_agreement", "pseudo_label_coverage"):
+        assert (ranked[name]["svhn"] or 0) < -0.3
+    information = means("svhn", lambda run: run["scores"][COLLAPSE_SCORE])
+    right = means("svhn", lambda run: run["target_val_accuracy"])
+    adapted = [words for words, _, mode, _ in tables.ABLATION if mode == "dann"]
+    assert min(adapted, key=right.__getitem__) == NO_VIEWS == max(adapted, key=information.__getitem__)
+    assert not any(too_few(run["scores"], 10) for run in rows("svhn")[NO_VIEWS])
+    for words in ("+ augmentation", "+ distractors"):
+        assert all(too_few(run["scores"], 10) and run["target_val_accuracy"] > 0.6 for run in rows("svhn")[words])
+
+
+# The runs behind the pages
+
+
+STAND_IN = """#!/usr/bin/env bash
+echo "$*" >> commands.txt
+[ "$2" != --add ] || { mkdir -p "$5"; echo "{}" > "$5/${3##*/}.json"; }
+"""
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_reproduce_makes_the_runs_that_results_holds_each_once(tmp_path: Path, jobs: str) -> None:
+    """With a stand-in for python; JOBS=2 makes the same ones."""
+    (tmp_path / "lab").mkdir()
+    shutil.copy(PROJECT / "lab" / "reproduce.sh", tmp_path / "lab")
+    (tmp_path / "python").write_text(STAND_IN)
+    (tmp_path / "python").chmod(0o755)
+    for domain in ("mnistm", "svhn", "usps"):
+        write_domain(tmp_path / "data" / domain, {"train": 200, "val": 50})
+    for _ in range(2):
+        command = ["bash", "lab/reproduce.sh", "data", "0", "tuned", "strong", "ablation", "adaptation"]
+        settings = {"PYTHON": str(tmp_path / "python"), "JOBS": jobs}
+        subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, **settings})
+    made, kept = (
+        {file.relative_to(root).as_posix() for file in (root / "results").glob("**/*_seed0.json")}
+        for root in (tmp_path, PROJECT)
+    )
+    assert made == kept
+    lines = [line.split() for line in (tmp_path / "commands.txt").read_text().splitlines()]
+    trained = [words[1:] for words in lines if words[0] == "train.py"]
+    assert len(trained) == len(kept)
+    for words in trained:
+        train.build_parser().parse_args(words)
+    labels = pd.read_csv(tmp_path / "runs" / "shifted" / "usps" / "train.csv").label.value_counts()
+    assert labels[[0, 1, 2, 3, 4]].tolist() == [20] * 5
+    assert labels.drop([0, 1, 2, 3, 4]).sum() < 25
+    assert list_split(tmp_path / "runs" / "shifted", "usps", "train", with_labels=True) is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "named"), [([".", "0", "abblation"], "abblation"), ([], "DATA_ROOT"), (["nowhere"], "nowhere/mnistm")]
+)
+def test_reproduce_refuses_what_it_cannot_run_in_one_sentence(words: list[str], named: str) -> None:
+    command = ["bash", str(PROJECT / "lab" / "reproduce.sh"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert named in done.stderr
+
+
+# The benchmark; how fast is not asserted
+
+
+def test_what_is_compared_alternates_and_the_first_round_does_not_count() -> None:
+    calls: list[str] = []
+
+    def measure(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    found = benchmark.alternate({"ours": lambda: measure("ours"), "plain": lambda: measure("plain")}, 3)
+    assert calls == ["ours", "plain"] * 4
+    assert found == {"ours": [3.0, 5.0, 7.0], "plain": [4.0, 6.0, 8.0]}
+    assert benchmark.medians(found) == {"ours": 5.0, "plain": 6.0}
+
+
+def test_operations_of_the_published_step_are_those_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A multiplication and an addition are two; the gradient of the images is not asked for."""
+    count = 4
+    monkeypatch.setattr(benchmark, "choose_precision", lambda *_: torch.float32)
+    images = torch.zeros(count, 28, 28, 3, dtype=torch.uint8)
+    half = Domain(images, torch.arange(count), ["x.png"] * count)
+    data = train.Data(list("0123456789"), half, half, None, None, None)
+    step = benchmark.BareStep(data, "published", torch.device("cpu"))
+    step.count = count
+    first, second = 2 * 64 * 24**2 * 3 * 5**2, 2 * 50 * 8**2 * 64 * 5**2
+    label = 2 * (800 * 100 + 100 * 100 + 100 * 10)  # of the source's images alone: half of a step's
+    domain = 2 * (800 * 100 + 100 * 2)
+    assert step.operations() == 2 * first + 3 * second + 3 * label / 2 + 3 * domain
+
+
+@pytest.mark.slow
+def test_a_benchmark_ends_in_a_json_from_which_the_tables_are_made(
+    demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("QUICK_STEPS", 10), ("COUNTS", (200, 400))):
+        monkeypatch.setattr(benchmark, name, value)
+    flags = ["--data_root", str(demo_data), "--out", str(tmp_path), "--device", "cpu", "--seeds", "0"]
+    flags += ["--repeats", "1", "--steps", "2", "--images", "40", "--parts"]
+    kept = benchmark.main([*flags, "training"])["training"]
+    found = benchmark.main([*flags, "prediction", "start", "growth", "accuracy"])
+    assert found["training"] == kept  # parts that are not run keep what the file says of them
+    assert found == json.loads((tmp_path / "benchmark-cpu.json").read_text())
+    assert found["prediction"]["small"]["images"] == 40
+    assert found["start"]["images"].keys() == {"labelled_train", "unlabelled_train", "source_val", "target_val"}
+    assert found["start"]["launch_to_first_step_seconds"] > found["start"]["read_seconds"] > 0
+    assert (tmp_path / "figures" / "time_to_accuracy.png").read_bytes().startswith(b"\x89PNG")
+    block = tables.speed_block(tmp_path)
+    for start in ("`small`", "`published`"):
+        assert sum(line.startswith(f"| {start} |") for line in block) == 2  # training and prediction
+    assert row(block, "images a domain")[1:] == ["200", "400"]
+    assert row(block, "0.82392")
+    assert row(block, "reading the PNGs, s")

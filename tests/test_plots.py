@@ -1,0 +1,60 @@
+"""Figures show the numbers they are given, whole or not at all."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import quick_run
+from matplotlib.figure import Figure
+
+import plots
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Those that are drawn."""
+    drawn: list[Figure] = []
+    savefig = Figure.savefig
+
+    def kept(figure: Figure, *given: Any, **more: Any) -> None:
+        drawn.append(figure)
+        savefig(figure, *given, **more)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    return drawn
+
+
+def test_a_run_draws_its_curves_its_confusion_and_its_mistakes(dann_run: Path) -> None:
+    for name in ("curves", "confusion", "mistakes"):
+        assert (dann_run / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
+
+
+def test_a_run_on_a_target_without_labels_draws_the_answers_on_the_source(small_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mnistm").symlink_to(small_data / "mnistm")
+    (tmp_path / "data" / "photos").symlink_to(small_data / "usps" / "data")
+    folder = Path(quick_run(tmp_path / "data", tmp_path / "runs", "dann", "photos", "--max_steps", "2")["folder"])
+    assert (folder / "confusion.png").exists()
+
+
+def test_the_curves_are_a_panel_a_quantity_with_a_line_a_run(tmp_path: Path, figures: list[Figure]) -> None:
+    one = [{"step": s, "L_y": 1 / s, "L_d": 0.7, "lambda": s / 4, "target_val_accuracy": None} for s in (1, 2, 4)]
+    other = [{"step": 3, "L_y": 0.5, "L_d": None, "lambda": 0.0, "target_val_accuracy": None}]
+    plots.draw_curves({"one": one, "other": other}, tmp_path / "x.png")
+    panels = {axes.get_title(): axes for axes in figures[0].axes if axes.get_title()}
+    assert len(panels) == 3  # nothing has an accuracy
+    axes = next(axes for title, axes in panels.items() if "L_y" in title)
+    lines = [(line.get_label(), line.get_xydata().tolist()) for line in axes.lines]  # type: ignore[union-attr]
+    assert lines == [("one", [[1, 1], [2, 0.5], [4, 0.25]]), ("other", [[3, 0.5]])]
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["one", "other"]
+
+
+def test_the_confusion_and_the_mistakes_are_those_of_the_predictions(tmp_path: Path, figures: list[Figure]) -> None:
+    labels, p = np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3], [0.2, 0.8]])
+    plots.draw_confusion(labels, p.argmax(1), ["ash", "$5"], "title", tmp_path / "x.png")
+    plots.draw_mistakes(np.zeros((4, 8, 8, 3), np.uint8), labels, p, ["ash", "$5"], "title", tmp_path / "x.png")
+    texts = {text.get_position(): text.get_text() for text in figures[0].axes[0].texts}
+    assert texts == {(0, 0): "1", (1, 0): "1", (0, 1): "1", (1, 1): "1"}
+    assert [text.get_text() for text in figures[1].axes[0].texts] == ["$5 as ash, 0.70", "ash as $5, 0.60"]
+    assert len(figures[1].axes[0].images) == 2
