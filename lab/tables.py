@@ -1,7 +1,8 @@
-"""Rebuild the tables of the pages, and the figure of the validation scores, from the json files of results/.
+"""Rebuild the tables of the pages and the scores' figure from results/.
 
-    python lab/tables.py             # README.md, ADAPTATION.md, lab/README.md, tests/README.md
-    python lab/tables.py --check     # change nothing, fail where a page would change
+    python lab/tables.py             # README.md, ADAPTATION.md, lab/README.md
+                                     # and tests/README.md
+    python lab/tables.py --check     # fail where a page would change
     python lab/tables.py --add runs/reproduce/dann_usps_tuned_small_seed0
     python lab/tables.py --ship runs/reproduce/dann_usps_strong_small_seed0
 
