@@ -212,7 +212,7 @@ def test_any_csv_is_read_or_refused_by_name(content: bytes, tmp_path: Path) -> N
         listing = list_csv(csv, with_labels=True)
         assert all(path.resolve().is_relative_to(tmp_path.resolve()) for path in listing.paths)
         if listing.labels is not None:
-            encode_labels(listing, class_names(listing.labels))
+            encode_labels(listing, class_names(listing))
 
     refusal = refusal_of(read)
     assert str(csv) in refusal or not refusal
