@@ -43,10 +43,10 @@ from utils import UserError, describe_device, versions
 
 pytestmark = pytest.mark.slow
 
-KILLS = 10  # of a recipe
+KILLS = 12  # of a recipe
 CASES = 2000  # of CSVs, argument lists and images
 COMMANDS = 500  # of command lines and checkpoints
-RUNS = 100  # of train.py and of tsne.py
+RUNS = 200  # of train.py and of tsne.py
 ROUNDS = 4  # pairs of predictions into one file
 IMAGES = 100_000  # to predict
 ROWS = 1_000_000  # of a CSV

@@ -1,5 +1,6 @@
 """Exit codes, atomic files, devices, interrupts, progress and processes; and the rules that every module keeps."""
 
+import argparse
 import ast
 import os
 import re
@@ -80,6 +81,15 @@ def test_the_first_ctrl_c_raises_a_flag_and_the_second_interrupts_at_once() -> N
     with pytest.raises(KeyboardInterrupt):
         twice()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_number_out_of_its_bounds_or_none_is_refused_as_it_was_written() -> None:
+    whole, above = utils.bounded(int, 2, 9), utils.bounded(float, 2, 9, exclusive=True)
+    assert (whole("2"), whole("9"), above("2.5"), above("9")) == (2, 9, 2.5, 9)
+    for parse, others in ((whole, ("1", "2.5", "1e400")), (above, ("2", "1e400"))):
+        for text in (*others, "10", "nan", "inf", "x", "", "9" * 24):
+            with pytest.raises(argparse.ArgumentTypeError, match=f"^'{text}'"):
+                parse(text)
 
 
 # Files, devices, progress
