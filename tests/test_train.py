@@ -238,6 +238,7 @@ def test_no_label_of_the_targets_train_split_changes_a_weight(
 def test_labels_of_the_targets_val_split_change_what_is_reported_and_no_weight(
     reference: tuple[str, Path], small_data: Path, tmp_path: Path
 ) -> None:
+    """Evaluation on the training loader is a fault of public code."""
     recipe, folder = reference
     root = shutil.copytree(small_data, tmp_path / "data")
     change_csv(root / "usps" / "val.csv", permuted)
@@ -370,8 +371,7 @@ def test_a_result_has_what_the_contract_names_and_a_folder_its_files(dann_run: P
 def test_the_reported_accuracy_is_that_of_the_checkpoint_on_val(
     dann_run: Path, small_data: Path, tmp_path: Path
 ) -> None:
-    """Evaluation on the training loader, other preprocessing in prediction and an accuracy that is parsed from a file
-    name are faults of public code."""
+    """Other preprocessing in prediction, and an accuracy that is parsed from a file name, are faults of public code."""
     listing = list_split(small_data, "usps", "val", True)
     assert listing is not None
     assert listing.labels is not None
