@@ -109,16 +109,6 @@ def test_no_line_of_prose_is_wider_than_120_columns(page: str) -> None:
     assert [line for line in prose.splitlines() if len(line) > 120 and not line.startswith("|")] == []
 
 
-@pytest.mark.parametrize("line", [line for line in code_lines("README.md") if line.startswith("export data_dir=$(")])
-def test_data_of_the_archive_is_found_wherever_it_was_unpacked(line: str, tmp_path: Path) -> None:
-    place = re.findall(r"find (\S+)", line)[0]
-    for layout in ("", "digits", "some/where else"):
-        home = tmp_path / str(len(layout))
-        (home / place / layout / "mnistm" / "data").mkdir(parents=True)
-        done = subprocess.run(["bash", "-c", f'{line}; test -d "$data_dir/mnistm/data"'], cwd=home, check=False)
-        assert done.returncode == 0
-
-
 def test_the_citation_states_the_version_of_the_project() -> None:
     version = re.findall(r'^version = "(.+)"', (PROJECT / "pyproject.toml").read_text(), flags=re.M)
     assert re.findall(r"^version: (.+)", (PROJECT / "CITATION.cff").read_text(), flags=re.M) == version
