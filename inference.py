@@ -120,14 +120,15 @@ def keep_inputs(out_file: Path, inputs: Sequence[Path | None]) -> None:
 
 
 def read_chunks(
-    home: Path, files: list[str], size: int, workers: int
+    home: Path, names: list[str], elsewhere: dict[str, str], size: int, workers: int
 ) -> Iterator[tuple[list[int], Tensor, dict[int, str]]]:
     """Yield row numbers, pixels uint8 [n, H, W, 3] and unreadable rows, chunk by chunk, the next one read ahead."""
 
     def read(start: int) -> tuple[Tensor, dict[int, str]]:
-        return read_images([home / file for file in files[start : start + CHUNK]], size, workers)
+        paths = [home / elsewhere.get(name, name) for name in names[start : start + CHUNK]]
+        return read_images(paths, size, workers)
 
-    starts = range(0, len(files), CHUNK)
+    starts = range(0, len(names), CHUNK)
     with ThreadPoolExecutor(1) as ahead:
         coming = [ahead.submit(read, start) for start in starts[:1]]
         for k, start in enumerate(starts):
@@ -138,32 +139,37 @@ def read_chunks(
             yield rows, good, {start + i: why for i, why in unreadable.items()}
 
 
-def list_inputs(test_loc: Path) -> tuple[Path, dict[str, str]]:
-    """The folder and, by name and sorted, the files in it that --test_loc means; UserError where it means none.
+def list_inputs(test_loc: Path) -> tuple[Path, list[str], dict[str, str]]:
+    """The folder, the images in it that --test_loc means, by name and sorted, and the files of names that are none.
+
+    Names alone, as Paths take several times their memory. Raises UserError where it means no image.
 
     A folder: every image below it. A CSV: its column image_name, files as training finds them. A .txt: a path a line,
     absolute or relative to the list's folder, and perhaps a label behind it.
     """
     if test_loc.is_dir():
-        home, files = test_loc, {name: name for name in image_names(test_loc)}
-    elif test_loc.is_file() and test_loc.suffix.lower() == ".csv":
+        return test_loc, some_images(image_names(test_loc), test_loc), {}
+    if test_loc.is_file() and test_loc.suffix.lower() == ".csv":
         home, listing = image_home(test_loc), list_csv(test_loc, with_labels=False)
-        files = {name: str(path) for name, path in zip(listing.names, listing.paths, strict=True)}
-        files = {name: name if path == str(home / name) else path for name, path in files.items()}
-    elif test_loc.is_file() and test_loc.suffix.lower() == ".txt":
+        both = zip(listing.names, listing.paths, strict=True)
+        return home, sorted(listing.names), {name: str(path) for name, path in both if path != home / name}
+    if test_loc.is_file() and test_loc.suffix.lower() == ".txt":
         try:
             lines = read_text(test_loc).splitlines()
         except ValueError as error:
             raise UserError(f"--test_loc {test_loc} is no text; list one path a line.") from error
-        home = test_loc.parent
-        files = {name: name for line in lines if line.strip() for name in [path_in_line(home, line.strip())]}
-    else:
-        raise UserError(
-            f"--test_loc {test_loc} is neither a folder of images nor a .csv or .txt that lists them; name one."
-        )
-    if not files:
+        names = {path_in_line(test_loc.parent, line.strip()) for line in lines if line.strip()}
+        return test_loc.parent, some_images(sorted(names), test_loc), {}
+    raise UserError(
+        f"--test_loc {test_loc} is neither a folder of images nor a .csv or .txt that lists them; name one."
+    )
+
+
+def some_images(names: list[str], test_loc: Path) -> list[str]:
+    """The names; UserError where there are none."""
+    if not names:
         raise UserError(f"--test_loc {test_loc} holds no image; name a folder of images.")
-    return home, dict(sorted(files.items()))
+    return names
 
 
 def path_in_line(home: Path, line: str) -> str:
@@ -224,8 +230,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Predict; returns `out_file`, `count`, `left_out` (why, by image name, an image has no prediction) and `score`."""
     args = build_parser().parse_args(argv)
     out_file = output_file(args.out_path)
-    home, files = list_inputs(args.test_loc)
-    names = list(files)
+    home, names, elsewhere = list_inputs(args.test_loc)
     file = resolve_checkpoint(args.checkpoint)
     checkpoint = load_checkpoint(file)
     net, classes = build_network(file, checkpoint, choose_device(args.device))
@@ -236,9 +241,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     rows: list[int] = []
     parts = []
     progress = Progress(len(names), "predict", "images")
-    for chunk_rows, pixels, unreadable in read_chunks(
-        home, list(files.values()), net.arguments["size"], args.num_workers
-    ):
+    for chunk_rows, pixels, unreadable in read_chunks(home, names, elsewhere, net.arguments["size"], args.num_workers):
         if chunk_rows:
             tell_one_colour(pixels, [names[row] for row in chunk_rows], str(args.test_loc))
             parts.append(predict(net, pixels, args.batch_size, precision=precision)[1])  # [n, K]

@@ -52,7 +52,8 @@ def picture(path: Path, width: float, height: float, words: Iterable[str] = ()) 
 
     words: what is written in it of the user's own, class names for one, in any script that a font here has.
     """
-    settings: Any = {"text.parse_math": False, "font.family": fonts_for("".join(words))}  # a class may be called $5
+    odd = "".join(sorted({letter for word in words for letter in word if not letter.isascii()}))
+    settings: Any = {"text.parse_math": False, "font.family": fonts_for(odd)}  # a class may be called $5
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # fonts_for has told
         figure = Figure(figsize=(width, height), layout="constrained")

@@ -32,7 +32,7 @@ from utils import UserError, atomic_path, naming, remove_parts, versions
 
 MAX_BYTES = 2 << 30  # a checkpoint that unpacks to more is taken for an archive made to fill the memory
 KEYS = {"model", "model_args", "args", "step", "metrics", "versions", "resume"}
-FORMAT = 2  # of what a run writes, in its `args`; files without one are of before, see `modern`
+FORMAT = 2  # of what a run writes, in its `args`; files without one are of format 1, see `modern`
 NUMBER: tuple[type, ...] = (int, float)
 MAYBE: tuple[type, ...] = (int, float, type(None))
 

@@ -57,6 +57,7 @@ from runs import (
     write_json,
 )
 from utils import (
+    ASK_GPU,
     InterruptFlag,
     Progress,
     Ranks,
@@ -74,7 +75,6 @@ from utils import (
 
 SAMPLE_IMAGES = 2000  # of a target without a labelled val set, on which what needs no label is measured
 SOURCE_BATCHES = 20  # the last ones, on which a teacher's statistics of the source are measured
-FINITE_EVERY = 50  # steps between two looks at the losses on a GPU: each look waits for it
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -313,7 +313,7 @@ class Meter:
         self.run.images_seen += self.images_a_step
         for name, value in losses.items():
             self.totals[name] = self.totals.get(name, 0) + value.detach()
-        if losses["L_y"].device.type == "cpu" or self.run.step % FINITE_EVERY == 0:
+        if losses["L_y"].device.type == "cpu" or self.run.step % ASK_GPU == 0:
             check_finite(self.run, self.totals, lr)
         if self.progress:
             self.progress.update(1, partial(self.describe, losses, lambda_p))

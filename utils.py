@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
-ASK_GPU = 50  # steps between two questions to a GPU, as each waits for it
+ASK_GPU = 50  # steps between two questions to a GPU (is a loss finite? has a rank been interrupted?): each waits for it
 
 
 class UserError(Exception):

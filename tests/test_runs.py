@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUICK, ctrl_c_in_step, ended, same_state, same_tensors
+from conftest import QUICK, ctrl_c_in_step, ended, in_old_format, same_state, same_tensors
 from torch import nn
 
 import export
@@ -223,12 +223,9 @@ def test_a_file_of_the_old_format_predicts_the_same_and_is_read_under_the_names_
 ) -> None:
     """BatchNorm kept both domains' statistics in one layer, and the recipe `tuned` was called `paper`."""
     good = load_checkpoint(dann_run / "last.pt")
-    old = {**good, "args": {**good["args"], "recipe": "paper", "without": ["neighbours"]}, "model": {}}
+    old = {**good, "args": {**good["args"], "recipe": "paper", "without": ["neighbours"]}}
     del old["args"]["format"]
-    for name, value in good["model"].items():
-        layer, domain, what = re.fullmatch(r"(.*?)(?:(source|target)\.)?(\w+)", name).groups()  # type: ignore[union-attr]
-        if what != "num_batches_tracked":
-            old["model"][f"{layer}{what}_{domain[0]}" if domain and "running" in what else f"{layer}{what}"] = value
+    old["model"] = in_old_format(good["model"])
     assert any(name.endswith("running_mean_s") for name in old["model"])
     save_checkpoint(tmp_path / "x.pt", old)
     found = load_checkpoint(tmp_path / "x.pt")

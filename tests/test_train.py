@@ -22,6 +22,7 @@ from conftest import (
     after_each_step,
     ctrl_c_in_step,
     ended,
+    in_old_format,
     in_step,
     quick_run,
     same_state,
@@ -436,16 +437,6 @@ def test_another_seed_gives_other_weights_and_how_often_it_validates_the_same(
     often, other = (quick_run(small_data, tmp_path, "dann", "usps", *more, "--seed", seed) for seed in "01")
     assert same_tensors(uncounted(weights(folder)), uncounted(weights(often)))
     assert not same_tensors(uncounted(weights(folder)), uncounted(weights(other)))
-
-
-def in_old_format(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state_dict as it was when one layer kept the BatchNorm statistics of both domains."""
-    found = {}
-    for name, value in state.items():
-        layer, domain, what = re.fullmatch(r"(.*?)(?:(source|target)\.)?(\w+)", name).groups()  # type: ignore[union-attr]
-        if not (domain and what == "num_batches_tracked"):
-            found[f"{layer}{what}_{domain[0]}" if domain and "running" in what else f"{layer}{what}"] = value
-    return found
 
 
 @pytest.mark.parametrize(("recipe", "was", "without"), [("tuned", "paper", []), ("strong", "strong", ["distractors"])])
