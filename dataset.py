@@ -28,7 +28,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from utils import Progress, UserError, memory_of_machine, note
+from utils import ALONE, Progress, Ranks, UserError, memory_of_machine, note
 
 EXTENSIONS = {
     ".png",
@@ -677,24 +677,17 @@ class Batches:
     """Endless shuffled batches of a domain; the batch of a step is a pure function of (seed, step).
 
     Each pass over the domain is a fresh permutation and a batch may span two passes, so that every image is drawn
-    exactly once a pass and no batch is ever short. `stream` keeps two domains of one run apart; of `world` processes
-    each gets its share of the batch, every world-th row from `rank` on.
+    exactly once a pass and no batch is ever short. `stream` keeps two domains of one run apart; of several
+    processes each gets its share of the batch, every world-th row.
     """
 
     def __init__(
-        self,
-        domain: Domain,
-        batch_size: int,
-        seed: int,
-        stream: int,
-        device: torch.device,
-        rank: int = 0,
-        world: int = 1,
+        self, domain: Domain, batch_size: int, seed: int, stream: int, device: torch.device, ranks: Ranks = ALONE
     ) -> None:
         self.images = domain.images.to(device)
         self.labels = domain.labels.to(device) if domain.labels is not None else None
         self.batch_size, self.seed, self.stream, self.device = batch_size, seed, stream, device
-        self.rank, self.world = rank, world
+        self.ranks = ranks
         self.passes: dict[int, Tensor] = {}
 
     def permutation(self, number: int) -> Tensor:
@@ -717,5 +710,5 @@ class Batches:
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
         """Images uint8 [B / world, 3, H, W] (channels_last) and labels int64 [B / world], or None, of `step`."""
-        rows = self.indices(step)[self.rank :: self.world]
+        rows = self.indices(step)[self.ranks.rank :: self.ranks.world]
         return self.images[rows].permute(0, 3, 1, 2), self.labels[rows] if self.labels is not None else None

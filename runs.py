@@ -15,6 +15,7 @@ import os
 import pickle
 import re
 import shutil
+import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -48,6 +49,8 @@ class Run:
     total_steps: int
     teacher: Teacher | None = None
     fingerprint: int = 0  # of the data, see there
+    precision: torch.dtype = torch.float32  # of the training step
+    began: float = field(default_factory=time.monotonic)
     step: int = 0
     seconds_before: float = 0.0  # of the runs that this one resumes
     training_seconds: float = 0.0
@@ -59,6 +62,10 @@ class Run:
     def predictor(self) -> DANN:
         """The network that predicts: the teacher's average where there is a teacher."""
         return self.teacher.net if self.teacher else self.net
+
+    def seconds(self) -> float:
+        """Wall-clock time of this run so far, with that of the runs that it resumes."""
+        return self.seconds_before + time.monotonic() - self.began
 
 
 # The folder

@@ -107,15 +107,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             note(f"--resume: {folder} has no checkpoint yet; the run starts anew.")
         data = load_data(settings)
         run = start_run(settings, folder, data, device, ranks)
+        run.began = began
         log = None
         if ranks.main:
             log = held.enter_context(
                 contextlib.closing(RunLog(folder / "metrics.jsonl", run.step, settings.tensorboard))
             )
-        measured = train(run, data, settings, ranks, log, began)
+        measured = train(run, data, settings, ranks, log)
         if run.step < run.total_steps or log is None:
             return stopped(run, settings, command, ranks)
-        result = finish(run, data, settings, log, measured, began, command)
+        result = finish(run, data, settings, log, measured, command)
     print(
         f"{settings.train_mode}: target val accuracy {shown(result['target_val_accuracy'], 5)}, "
         f"source val accuracy {shown(result['source_val_accuracy'], 5)}, {result['seconds']:.0f} s\n{folder}"
@@ -213,6 +214,7 @@ def start_run(settings: Settings, folder: Path, data: Data, device: torch.device
         settings.total_steps(len(data.labelled)),
         Teacher(net, recipe.ema_decay, recipe.threshold) if "teacher" in recipe.parts else None,
         fingerprint(data.labelled.labels, (data.labelled, data.unlabelled)),
+        choose_precision(settings.precision, device),
     )
     if mode != "dann":
         net.domain_classifier.requires_grad_(False)  # not trained
@@ -235,21 +237,16 @@ def build_optimizer(net: DANN, mode: str, lr: float, weight_decay: float) -> tor
 # Loop
 
 
-def train(
-    run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | None, began: float
-) -> "Measured | None":
+def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | None) -> "Measured | None":
     """Train to the last step, or to the end of the one in which Ctrl-C was pressed; returns the last validation.
 
     Of several ranks only rank 0 has a log, validates and saves.
     """
     recipe, seed, device, net = settings.values, settings.seed, run.net.device, run.net
-    precision = choose_precision(settings.precision, device)
-    autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
-    batch_s, batch_t = (
-        Batches(domain, recipe.batch_size, seed, stream, device, ranks.rank, ranks.world) if domain else None
-        for domain, stream in ((data.labelled, SOURCE), (data.unlabelled, TARGET))
-    )
-    assert batch_s is not None
+    autocast = partial(torch.autocast, device.type, run.precision, enabled=run.precision != torch.float32)
+    batches = partial(Batches, batch_size=recipe.batch_size, seed=seed, device=device, ranks=ranks)
+    batch_s = batches(data.labelled, stream=SOURCE)
+    batch_t = batches(data.unlabelled, stream=TARGET) if data.unlabelled else None
     objective = ranks.wrap(Objective(net))
     meter = Meter(run, f"train {settings.train_mode}", recipe.batch_size * (2 if batch_t else 1), shown=bool(log))
     val_period = settings.val_period or max(1, run.total_steps // 5)
@@ -284,10 +281,7 @@ def train(
             meter.add(losses, lambda_p, lr)
             regular = run.step % val_period == 0 or run.step == run.total_steps
             if log and (regular or stop):
-                meter.pause(lr)
-                seconds = round(run.seconds_before + time.monotonic() - began, 3)
-                numbers = {"seconds": seconds, "p": p, "lambda": lambda_p, "lr": lr, **meter.means()}
-                measured, line = validate(run, data, batch_s, numbers)
+                measured, line = validate(run, data, batch_s, {"p": p, "lambda": lambda_p, "lr": lr, **meter.pause(lr)})
                 log.write(line)
                 meter.say(summary(line, run.total_steps))
                 save_run(run, line, settings.select, settings.topk, candidate=regular)
@@ -318,14 +312,14 @@ class Meter:
         if self.progress:
             self.progress.update(1, partial(self.describe, losses, lambda_p))
 
-    def pause(self, lr: float) -> None:
-        """End the time that counts as training; UserError where a loss or a weight is not finite."""
+    def pause(self, lr: float) -> dict[str, float | None]:
+        """End the time that counts as training; returns means of the losses and shares, None for those not there.
+
+        UserError where a loss or a weight is not finite.
+        """
         self.run.training_seconds += time.monotonic() - self.mark
         weights = [value.float().abs().sum() for value in self.run.predictor.state_dict().values()]
         check_finite(self.run, {**self.totals, "a weight": torch.stack(weights).sum()}, lr)
-
-    def means(self) -> dict[str, float | None]:
-        """Means of the losses and shares by name; None for those that these steps do not have."""
         steps = self.run.step - self.since
         return {name: self.totals[name].item() / steps if name in self.totals else None for name in LOGGED}
 
@@ -383,7 +377,7 @@ def validate(
 ) -> tuple[Measured, dict[str, Any]]:
     """Measure the network, and make the line of metrics.jsonl; None (null) for what was not measured.
 
-    numbers: seconds, p, lambda and lr of the step just done, means since the last line. The validation scores are of
+    numbers: p, lambda and lr of the step just done, means since the last line. The validation scores are of
     the target's val images or, where there are none, of some of its train images.
     """
     if run.teacher:
@@ -393,6 +387,7 @@ def validate(
     scores = validation_scores(target.probabilities) if target else {}
     return measured, {
         "step": run.step,
+        "seconds": round(run.seconds(), 3),
         **numbers,
         "source_val_accuracy": accuracy_of(measured.source_val),
         "target_val_accuracy": accuracy_of(measured.target_val),
@@ -418,7 +413,7 @@ def summary(line: dict[str, Any], total_steps: int) -> str:
 
 
 def finish(
-    run: Run, data: Data, settings: Settings, log: RunLog, measured: Measured | None, began: float, command: str
+    run: Run, data: Data, settings: Settings, log: RunLog, measured: Measured | None, command: str
 ) -> dict[str, Any]:
     """Measure the selected checkpoint, draw the figures, and write result.json last, as the sign that all is done."""
     name = "last.pt" if settings.select == "last" else run.kept[0]["name"]
@@ -444,7 +439,7 @@ def finish(
         "scores": {name: metrics.get(name) for name in (*SCORES, *PSEUDO_LABEL_MEASURES)},
         "losses": {name: metrics.get(name) for name in LOGGED},
         "proxy_a_distance": {"untrained": run.distance_before, "trained": after},
-        "seconds": round(run.seconds_before + time.monotonic() - began, 2),
+        "seconds": round(run.seconds(), 2),
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
         "warnings": warnings,
         "steps": run.total_steps,
@@ -459,7 +454,7 @@ def finish(
         "versions": versions(),
         "device": describe_device(run.net.device),
         "processes": settings.processes or 1,
-        "precision": str(choose_precision(settings.precision, run.net.device)).removeprefix("torch."),
+        "precision": str(run.precision).removeprefix("torch."),
     }
     write_json(run.folder / "result.json", result)
     return result

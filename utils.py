@@ -321,11 +321,14 @@ class Ranks:
         return box[0]
 
 
+ALONE = Ranks()
+
+
 @contextlib.contextmanager
 def join_ranks(device: torch.device) -> Iterator[Ranks]:
     """Join the processes that torchrun started, by what it put into the environment; alone without them."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks()
+        yield ALONE
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

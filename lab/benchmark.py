@@ -203,10 +203,10 @@ def loop_rate(data: Data, arch: str, steps: int, device: torch.device) -> float:
         run = train.start_run(settings, Path(folder), data, device, Ranks())
         with contextlib.closing(RunLog(Path(folder) / "metrics.jsonl", 0)) as log:
             run.total_steps = WARM_UP
-            train.train(run, data, settings, Ranks(), log, time.monotonic())
+            train.train(run, data, settings, Ranks(), log)
             seen, seconds = run.images_seen, run.training_seconds
             run.total_steps += steps
-            train.train(run, data, settings, Ranks(), log, time.monotonic())
+            train.train(run, data, settings, Ranks(), log)
         return (run.images_seen - seen) / (run.training_seconds - seconds)
 
 

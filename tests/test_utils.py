@@ -155,7 +155,7 @@ def test_the_randomness_of_a_step_is_a_function_of_seed_and_step() -> None:
 def test_the_ranks_shares_make_up_the_batch() -> None:
     domain = Domain(torch.zeros(40, 28, 28, 3, dtype=torch.uint8), torch.arange(40), [])
     whole = Batches(domain, 12, 0, 0, CPU)
-    shares = [Batches(domain, 12, 0, 0, CPU, rank, 3) for rank in range(3)]
+    shares = [Batches(domain, 12, 0, 0, CPU, Ranks(rank, 3)) for rank in range(3)]
     for step in range(7):
         parts = [share(step)[1] for share in shares]
         assert all(part is not None and len(part) == 4 for part in parts)
