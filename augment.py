@@ -80,15 +80,15 @@ def paste_distractors(x: Tensor, reach: float = 0.25, share: float = 0.7) -> Ten
     return x
 
 
-def recolour(x: Tensor, low: float = 0.3, high: float = 1.5, flip: float = 0.5) -> Tensor:
+def recolour(x: Tensor, low: float = 0.3, high: float = 1.5, flip: float = 0.5, shift: float = 64) -> Tensor:
     """Multiply each channel's contrast by its own gain in [low, high) and, for `flip` of the images, turn it negative.
 
-    The channel means move by up to a quarter of the range; values may leave 0..255, as no rounding follows.
+    The channel means move by up to `shift`; values may leave 0..255, as no rounding follows.
     """
     mean = x.mean((2, 3), keepdim=True)
     gain = uniform(x, low, high, x.shape[1], 1, 1)
     sign = 1 - 2 * (uniform(x, 0, 1, 1, 1, 1) < flip).to(x.dtype)
-    return (x - mean) * gain * sign + mean + uniform(x, -64, 64, x.shape[1], 1, 1)
+    return (x - mean) * gain * sign + mean + uniform(x, -shift, shift, x.shape[1], 1, 1)
 
 
 def blur(x: Tensor, strongest: float = 0.33) -> Tensor:
@@ -125,13 +125,18 @@ def cut_out(x: Tensor, largest: float = 0.4) -> Tensor:
     return torch.where(hole, x.mean((1, 2, 3), keepdim=True), x)
 
 
-def views(x: Tensor, paste: bool) -> Tensor:
+def views(x: Tensor, kind: str, paste: bool) -> Tensor:
     """Strong random views of images uint8 or float [B, 3, H, W] -> float32 [B, 3, H, W].
 
+    kind: `digits`, half of whose views are negatives, or `photos`, whose colours stay near theirs. Nothing is mirrored.
     paste: with distractors, other images of the batch at the sides.
     """
     x = x.to(torch.float32)
-    x = warp(x, degrees=12, scale=0.3, stretch=0.15, shear=0.3, shift=0.15, bend=0.12)
+    if kind == "digits":
+        x = warp(x, degrees=12, scale=0.3, stretch=0.15, shear=0.3, shift=0.15, bend=0.12)
+    else:
+        x = warp(x, degrees=10, scale=0.25, stretch=0.1, shear=0.1, shift=0.1)
     if paste:
         x = paste_distractors(x)
-    return cut_out(noise(blur(recolour(x))))
+    x = recolour(x) if kind == "digits" else recolour(x, low=0.6, high=1.4, flip=0.0, shift=24)
+    return cut_out(noise(blur(x)))

@@ -12,6 +12,7 @@ from runs import summary_writer
 from utils import DEVICES, PRECISIONS, SEED, Parser, UserError, bounded, user_path
 
 MODES = ("source", "dann", "target")
+VIEWS = ("digits", "photos")
 SELECTIONS = ("last", "source_val", "target_val")
 
 
@@ -24,15 +25,19 @@ class Recipe:
     lr: float  # the peak of the one-cycle schedule
     weight_decay: float
     lambda_max: float  # the schedule's end value is lambda_max * 0.9999
-    parts: frozenset[str] = frozenset({"adversarial"})  # see losses.py
+    parts: frozenset[str]  # see losses.py
+    priors_from: float = 0.1  # progress from which on the target's estimated class priors weigh the source
+    weight_c: float = 0.0  # of minimum class confusion
     ema_decay: float = 0.99  # of the teacher
     threshold: float = 0.85  # confidence from which on a pseudo-label counts
     ramp_end: float = 0.3  # progress at which the pseudo-labels have their full weight
 
 
+TUNED = frozenset({"adversarial", "priors", "confusion"})
+STRONG = frozenset({"augmentation", "distractors", "adversarial", "teacher"})
 RECIPES = {
-    "tuned": Recipe({"source": 1000, "dann": 1800, "target": 1000}, 128, 4e-3, 0.01, 0.2),
-    "strong": Recipe({"source": 4000, "dann": 4000, "target": 2000}, 128, 2e-3, 0.05, 0.1, frozenset(PARTS)),
+    "tuned": Recipe({"source": 1000, "dann": 1800, "target": 1000}, 128, 4e-3, 0.01, 0.2, TUNED, weight_c=0.3),
+    "strong": Recipe({"source": 4000, "dann": 4000, "target": 2000}, 128, 2e-3, 0.05, 0.1, STRONG),
 }
 # The parts that a mode can have: labels alone need no adaptation, and a target has surroundings of its own.
 PARTS_OF_MODE = {"source": {"augmentation", "distractors"}, "dann": set(PARTS), "target": {"augmentation"}}
@@ -50,6 +55,7 @@ class Settings:
     num_workers: int
     recipe: str
     without: tuple[str, ...]
+    views: str | None  # None: by the classes
     arch: str
     epochs: float | None
     max_steps: int | None
@@ -81,6 +87,10 @@ class Settings:
         if self.epochs and not self.max_steps:
             return max(1, round(self.epochs * labelled / self.values.batch_size))
         return self.max_steps or self.values.steps[self.train_mode]
+
+    def views_of(self, classes: list[str]) -> str:
+        """The kind of views: what --views says, else by the names of the classes."""
+        return self.views or ("digits" if set(classes) <= set("0123456789") else "photos")
 
     def over(self, processes: int) -> "Settings":
         """These settings for a run of so many processes; UserError where the batch cannot be split over them."""
@@ -154,7 +164,13 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         choices=PARTS,
         default=[],
         metavar="PART",
-        help=f"parts to leave out of recipe strong, to see what each is worth: {', '.join(PARTS)}",
+        help=f"parts to leave out of the recipe, to see what each is worth: of {', '.join(PARTS)}, those it has",
+    )
+    length.add_argument(
+        "--views",
+        choices=VIEWS,
+        help="random views of recipe strong. digits: half of them negatives, in the source other digits at the sides; "
+        "photos: neither (default: digits where the classes are called 0 to 9)",
     )
     length.add_argument(
         "--arch",
@@ -241,6 +257,8 @@ def read_settings(args: argparse.Namespace) -> Settings:
     """The parsed flags as Settings; UserError for those that contradict each other."""
     recipe = RECIPES[args.recipe]
     parts = recipe.parts & PARTS_OF_MODE[args.train_mode] - set(args.without)
+    if args.arch == "published":  # its classifiers mix the domains' statistics
+        parts -= {"priors", "confusion"}
     refuse_domains(args.train_mode, args.source_file, args.target_file)
     refuse_recipe(args, parts)
     topk = args.topk if args.topk is not None else int(args.select != "last")
@@ -263,6 +281,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         num_workers=args.num_workers,
         recipe=args.recipe,
         without=tuple(part for part in PARTS if part in args.without),
+        views=args.views,
         arch=args.arch,
         epochs=args.epochs,
         max_steps=args.max_steps,
@@ -283,6 +302,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
             batch_size=args.batch_size or recipe.batch_size,
             lr=args.learning_rate or recipe.lr,
             lambda_max=(args.lambda_max or recipe.lambda_max) if "adversarial" in parts else 0.0,
+            weight_c=recipe.weight_c if "confusion" in parts else 0.0,
             parts=frozenset(parts),
         ),
     )
@@ -307,10 +327,16 @@ def refuse_recipe(args: argparse.Namespace, parts: frozenset[str]) -> None:
         raise UserError(
             f"--recipe strong is for --arch small; the classifiers of {args.arch} would mix the domains' statistics."
         )
-    if args.without and args.recipe != "strong":
-        raise UserError(f"--without leaves parts out of --recipe strong; --recipe {args.recipe} has none of them.")
-    foreign = [part for part in args.without if part not in PARTS_OF_MODE[args.train_mode]]
+    has = RECIPES[args.recipe].parts & PARTS_OF_MODE[args.train_mode]
+    foreign = [part for part in args.without if part not in has]
     if foreign:
-        raise UserError(f"--without {foreign[0]}: --train_mode {args.train_mode} has no such part to leave out.")
+        raise UserError(
+            f"--without {foreign[0]}: --recipe {args.recipe} in mode {args.train_mode} has "
+            f"{', '.join(sorted(has)) or 'no part'} to leave out."
+        )
+    if args.views and "augmentation" not in parts:
+        raise UserError(
+            "--views chooses the random views of --recipe strong, which this run does without; leave it out."
+        )
     if args.lambda_max and "adversarial" not in parts:
         raise UserError("--lambda_max weighs the domain gradient, which this mode and recipe do without; leave it out.")

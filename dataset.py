@@ -21,6 +21,7 @@ from csv import reader
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -708,7 +709,7 @@ class Batches:
             missing -= len(parts[-1])
         return torch.cat(parts)
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, step: int) -> tuple[Tensor, Any]:
         """Images uint8 [B / world, 3, H, W] (channels_last) and labels int64 [B / world], or None, of `step`."""
         rows = self.indices(step)[self.ranks.rank :: self.ranks.world]
         return self.images[rows].permute(0, 3, 1, 2), self.labels[rows] if self.labels is not None else None

@@ -1,11 +1,13 @@
 """The losses of a training step, and the teacher behind the pseudo-labels; each with its formula and its source.
 
 To try another loss, add it to Objective.forward under a name in L_, which the step sums up, and its weight to the
-recipe in config.py. The parts of recipe `strong`, which `--without PART ...` leaves out (lab/ has what each is worth):
+recipe in config.py. The parts of a recipe, which `--without PART ...` leaves out (lab/ has what each is worth):
 
     augmentation   strong random views of source and target images                   augment.views
     distractors    other digits pasted at the sides of the source's, in those views  augment.paste_distractors
     adversarial    L_d, the domain loss of DANN, with the gradient reversal          domain_loss
+    priors         the source weighted by the target's estimated class priors        ClassPriors
+    confusion      L_c, minimum class confusion of the target's answers              minimum_class_confusion
     teacher        L_u, pseudo-labels of a moving average of the network             Teacher, pseudo_label_loss
 """
 
@@ -18,10 +20,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import DANN, SOURCE, TARGET, DomainBatchNorm2d, reverse_gradient
+from utils import ALONE, Ranks
 
-PARTS = ("augmentation", "distractors", "adversarial", "teacher")
+PARTS = ("augmentation", "distractors", "adversarial", "priors", "confusion", "teacher")
 PSEUDO_LABEL_MEASURES = ("pseudo_label_coverage", "teacher_agreement")  # shares of each batch that need no label
-LOGGED = ("L_y", "L_d", "L_u", "domain_accuracy", *PSEUDO_LABEL_MEASURES)  # in metrics.jsonl, as means of the steps
+LOGGED = (
+    "L_y",
+    "L_d",
+    "L_c",
+    "L_u",
+    "domain_accuracy",
+    *PSEUDO_LABEL_MEASURES,
+)  # in metrics.jsonl, as means of the steps
 
 
 class Objective(nn.Module):
@@ -42,29 +52,35 @@ class Objective(nn.Module):
         lambda_p: float = 0.0,
         pseudo: tuple[Tensor, Tensor] | None = None,
         weight_u: float = 1.0,
-    ) -> dict[str, Tensor]:
-        """L_y of the labelled images; with target images L_d too and, with the teacher's `pseudo` labels, L_u.
+        w_s: Tensor | None = None,
+        weight_c: float = 0.0,
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """L_y of the labelled images; with target images L_d too, L_c and, with the teacher's `pseudo` labels, L_u.
 
         x_s, x_t: uint8 or float [B, 3, H, W] in 0..255, y_s: int64 [B], pseudo: labels int64 [B] and mask float [B] of
-        x_t. Source and target pass BatchNorm apart: each is normalised by its own batch and keeps running statistics of
-        its own. Without x_t the labelled images are those of net.predict_as. L_u is times its weight.
+        x_t, w_s: weights float [B] of the source's images in L_y and L_d. L_c and L_u are times their weights; L_c is
+        computed where it has one. Returns the losses and the logits of x_t, [B, K], None where nothing needed them.
+        Source and target pass BatchNorm apart: each is normalised by its own batch and keeps running statistics of its
+        own. Without x_t the labelled images are those of net.predict_as.
         """
         net = self.net
         f_s = net.features(x_s, SOURCE if x_t is not None else None)  # [B, F]
         if x_t is None:
-            return {"L_y": F.cross_entropy(net.label_classifier(f_s).float(), y_s)}
+            return {"L_y": F.cross_entropy(net.label_classifier(f_s).float(), y_s)}, None
         f_t = net.features(x_t, TARGET)  # [B, F]
         z_s = net.label_classifier(f_s).float()  # [B, K]
         d_hat = net.domain_classifier(reverse_gradient(torch.cat([f_s, f_t]), lambda_p)).float()  # [2B, 2]
-        L_d, domain_accuracy = domain_loss(d_hat, len(f_s))
-        losses = {"L_y": F.cross_entropy(z_s, y_s), "L_d": L_d, "domain_accuracy": domain_accuracy}
-        if pseudo:
+        L_d, domain_accuracy = domain_loss(d_hat, len(f_s), w_s)
+        losses = {"L_y": label_loss(z_s, y_s, w_s), "L_d": L_d, "domain_accuracy": domain_accuracy}
+        z_t = net.label_classifier(f_t).float() if pseudo or weight_c or w_s is not None else None  # [B, K]
+        if weight_c and z_t is not None:
+            losses["L_c"] = weight_c * minimum_class_confusion(z_t)
+        if pseudo and z_t is not None:
             labels, mask = pseudo
-            z_t = net.label_classifier(f_t).float()  # [B, K]
             losses["L_u"] = weight_u * pseudo_label_loss(z_t, labels, mask)
             losses["pseudo_label_coverage"] = mask.mean()
             losses["teacher_agreement"] = (z_t.argmax(1) == labels).float().mean()
-        return losses
+        return losses, z_t
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:
@@ -72,16 +88,42 @@ def total(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack([value for name, value in losses.items() if name.startswith("L_")]).sum()
 
 
-def domain_loss(d_hat: Tensor, count_s: int) -> tuple[Tensor, Tensor]:
-    """L_d = -mean log p(d_i | f_i) over the images of both domains, and the domain classifier's accuracy.
+def label_loss(z_s: Tensor, y_s: Tensor, w_s: Tensor | None = None) -> Tensor:
+    """L_y = -mean w_i log p(y_i | x_i): cross-entropy of logits [B, K] and labels int64 [B], weights [B] or all 1.
 
-    d_hat: logits float [N, 2], the first `count_s` of them of source images. With equal halves L_d is half of the
-    paper's sum of a mean per domain; the reversal hands G_f the gradient -lambda_p dL_d/df. Source: arXiv 1505.07818,
-    equations 9 and 13 to 15.
+    Source: arXiv 1505.07818, equation 3; with weights Combes et al., arXiv 2003.04475 (importance-weighted DANN).
+    """
+    return F.cross_entropy(z_s, y_s) if w_s is None else (w_s * F.cross_entropy(z_s, y_s, reduction="none")).mean()
+
+
+def domain_loss(d_hat: Tensor, count_s: int, w_s: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """L_d = -mean w_i log p(d_i | f_i) over the images of both domains, and the domain classifier's accuracy.
+
+    d_hat: logits float [N, 2], the first `count_s` of them of source images, whose weights [count_s] are w_s; those of
+    the target, and all without w_s, weigh 1. With equal halves L_d is half of the paper's sum of a mean per domain; the
+    reversal hands G_f the gradient -lambda_p dL_d/df. Source: arXiv 1505.07818, equations 9 and 13 to 15; with weights
+    arXiv 2003.04475.
     """
     d = torch.full((len(d_hat),), TARGET, device=d_hat.device)  # [N]
     d[:count_s] = SOURCE
-    return F.cross_entropy(d_hat, d), (d_hat.argmax(1) == d).float().mean()
+    accuracy = (d_hat.argmax(1) == d).float().mean()
+    if w_s is None:
+        return F.cross_entropy(d_hat, d), accuracy
+    w = torch.cat([w_s, w_s.new_ones(len(d_hat) - count_s)])  # [N]
+    return (w * F.cross_entropy(d_hat, d, reduction="none")).mean(), accuracy
+
+
+def minimum_class_confusion(z_t: Tensor, temperature: float = 2.5) -> Tensor:
+    """L_c: how far the answers on the target confuse classes with each other, 0..1; no label is used.
+
+    z_t: logits float [B, K]. With p = softmax(z / temperature) and w_i = 1 + exp(-H(p_i)), normalised to mean 1, the
+    classes are confused by C = sum_i w_i p_i p_i^T, its rows normalised to 1; L_c is the mean over the rows of what
+    lies beside the diagonal. Source: Jin et al., arXiv 1912.03699 (ECCV 2020), equations 2 to 6.
+    """
+    p = (z_t / temperature).softmax(1)  # [B, K]
+    w = 1 + (torch.special.xlogy(p, p).sum(1)).exp()  # [B], exp(-H)
+    confusion = (p * (w / w.mean()).detach()[:, None]).T @ p  # [K, K]
+    return 1 - (confusion.diagonal() / confusion.sum(1)).mean()
 
 
 def pseudo_label_loss(logits_t: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
@@ -99,6 +141,36 @@ def ramp(p: float, end: float) -> float:
     Source: Laine & Aila, arXiv 1610.02242; French et al., arXiv 1706.05208.
     """
     return math.exp(-5.0 * (1.0 - min(1.0, p / end)) ** 2)
+
+
+class ClassPriors:
+    """The target's class priors, estimated without its labels, and the weights of source images that follow from them.
+
+    labels_s: int64 [N] of the source, whose shares by class are `source` [K]. `target` [K] begins there and follows the
+    answers on the target by one step of EM a batch: the mean of p(k | x) target_k / source_k, normalised to 1 for each
+    image. The weights set in at progress `begin`. Sources: Saerens et al. 2002, "Adjusting the outputs of a classifier
+    to new a priori probabilities"; one step a batch: Cappe & Moulines, arXiv 0712.4273. To divide by the priors that
+    weighted training has by then, `target` itself, would follow the classifier's mistakes (lab/NOTES.md).
+    """
+
+    RATE = 0.02  # of a batch in the estimate
+    FLOOR = 0.005  # of the estimate is spread over all classes: none is given up
+
+    def __init__(self, labels_s: Tensor, num_classes: int, begin: float, device: torch.device) -> None:
+        self.source = (labels_s.bincount(minlength=num_classes).float() / len(labels_s)).to(device)
+        self.target, self.begin = self.source.clone(), begin
+
+    def weights(self, y_s: Tensor, p: float) -> Tensor:
+        """Weights float [B] of source images with labels int64 [B]: target over source priors, mean 1 in the batch."""
+        w = (self.target / self.source)[y_s] if p >= self.begin else torch.ones(len(y_s), device=y_s.device)
+        return w / w.mean()
+
+    @torch.no_grad()
+    def follow(self, z_t: Tensor, ranks: Ranks = ALONE) -> None:
+        """Move the estimate by the logits [B, K] of a batch of the target."""
+        q = z_t.detach().softmax(1) * (self.target / self.source)  # [B, K]
+        answered = ranks.mean((q / q.sum(1, keepdim=True)).mean(0))  # [K]
+        self.target.lerp_(answered * (1 - self.FLOOR) + self.FLOOR / len(answered), self.RATE)
 
 
 class Teacher:

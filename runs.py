@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 
 from dataset import Domain
-from losses import Teacher
+from losses import ClassPriors, Teacher
 from model import DANN, SOURCE, TARGET
 from utils import UserError, atomic_path, naming, remove_parts, versions
 
 MAX_BYTES = 2 << 30  # a checkpoint that unpacks to more is taken for an archive made to fill the memory
 KEYS = {"model", "model_args", "args", "step", "metrics", "versions", "resume"}
-FORMAT = 2  # of what a run writes, in its `args`; files without one are of format 1, see `modern`
+FORMAT = 3  # of what a run writes, in its `args`; files without one are of format 1, see `modern_args`
 NUMBER: tuple[type, ...] = (int, float)
 MAYBE: tuple[type, ...] = (int, float, type(None))
 
@@ -48,6 +48,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     total_steps: int
     teacher: Teacher | None = None
+    priors: ClassPriors | None = None
     fingerprint: int = 0  # of the data, see there
     precision: torch.dtype = torch.float32  # of the training step
     began: float = field(default_factory=time.monotonic)
@@ -209,7 +210,7 @@ class RunLog:
         """Put the numbers of a line on the board, where there is one."""
         if self.board:
             for name, value in line.items():
-                if name != "step" and value is not None:
+                if name != "step" and isinstance(value, NUMBER):
                     self.board.add_scalar(name, value, line["step"])
             self.board.flush()
 
@@ -234,7 +235,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 break
             if not isinstance(line, dict) or not isinstance(line.get("step"), int):
                 break
-            check_kinds(f"{path} line {len(lines) + 1}", line, **dict.fromkeys(line, MAYBE))
+            numbers = {name: MAYBE for name in line if name != "target_priors"}
+            check_kinds(f"{path} line {len(lines) + 1}", line, **numbers)
             lines.append(line)
     return lines
 
@@ -289,6 +291,7 @@ def make_checkpoint(run: Run, metrics: dict[str, Any], with_resume: bool) -> dic
         "images_seen": run.images_seen,
         "distance_before": run.distance_before,
         "data": run.fingerprint,
+        "class_priors": run.priors.target.cpu() if run.priors else None,
         "student": run.net.state_dict() if run.teacher else None,
     }
     return {
@@ -396,11 +399,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def modern_args(args: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with the names of today: before format 2 the recipe `tuned` was called `paper`."""
-    if args.get("format") is not None:
+    """Arguments with the names of today: what format 1 called `paper` is `tuned`, without the parts of format 3."""
+    if args.get("format") == FORMAT:
         return args
+    recipe = "tuned" if args.get("recipe") == "paper" else args.get("recipe")
     without = ["distractors" if part == "neighbours" else part for part in args.get("without") or []]
-    return {**args, "recipe": "tuned" if args.get("recipe") == "paper" else args.get("recipe"), "without": without}
+    if recipe == "tuned" and args.get("train_mode") == "dann" and args.get("arch") != "published":
+        without += ["priors", "confusion"]
+    return {**args, "recipe": recipe, "without": without, "views": args.get("views", "digits")}
 
 
 def modern(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -520,6 +526,7 @@ def check_same_run(folder: Path, now: dict[str, Any]) -> None:
     """UserError when --resume asks for another run than the folder holds. now: the arguments as plain values."""
     before = modern_args(read_json(folder / "args.json"))
     free = IRRELEVANT | ({"val_period"} if now["select"] == "last" else set())
+    free |= {"views"} if now["views"] is None else set()  # by the classes
     other = [name for name, value in now.items() if name not in free and (before.get(name) or None) != (value or None)]
     if other:
         names = ", ".join(f"{name} (was {before.get(name)}, is {now[name]})" for name in other)
@@ -543,6 +550,8 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
         run.optimizer.load_state_dict(state["optimizer"])
         if run.teacher:
             run.teacher.net.load_state_dict(checkpoint["model"])
+        if run.priors:
+            run.priors.target.copy_(state["class_priors"])
         run.step = int(checkpoint["step"])
         run.kept = [{"score": entry["score"] + 0, **at_step(int(entry["step"]))} for entry in state["kept"]]
         run.seconds_before, run.training_seconds = float(state["seconds"]), float(state["training_seconds"])

@@ -29,7 +29,7 @@ import config
 from augment import views
 from config import Settings, read_settings
 from dataset import Batches, Domain, class_names, list_split, of_known_classes, read_domain, some_rows
-from losses import LOGGED, PSEUDO_LABEL_MEASURES, Objective, Teacher, ramp, total
+from losses import LOGGED, PSEUDO_LABEL_MEASURES, ClassPriors, Objective, Teacher, ramp, total
 from metrics import (
     SCORES,
     Answers,
@@ -208,14 +208,16 @@ def start_run(settings: Settings, folder: Path, data: Data, device: torch.device
     optimizer = build_optimizer(net, mode, recipe.lr, recipe.weight_decay)
     run = Run(
         folder,
-        {**settings.plain(), "classes": data.classes, "format": FORMAT},
+        {**settings.plain(), "views": settings.views_of(data.classes), "classes": data.classes, "format": FORMAT},
         net,
         optimizer,
         settings.total_steps(len(data.labelled)),
-        Teacher(net, recipe.ema_decay, recipe.threshold) if "teacher" in recipe.parts else None,
-        fingerprint(data.labelled.labels, (data.labelled, data.unlabelled)),
-        choose_precision(settings.precision, device),
+        teacher=Teacher(net, recipe.ema_decay, recipe.threshold) if "teacher" in recipe.parts else None,
+        fingerprint=fingerprint(data.labelled.labels, (data.labelled, data.unlabelled)),
+        precision=choose_precision(settings.precision, device),
     )
+    if "priors" in recipe.parts and data.labelled.labels is not None:
+        run.priors = ClassPriors(data.labelled.labels, len(data.classes), recipe.priors_from, device)
     if mode != "dann":
         net.domain_classifier.requires_grad_(False)  # not trained
     if settings.resume and (folder / "last.pt").exists():
@@ -250,7 +252,7 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
     objective = ranks.wrap(Objective(net))
     meter = Meter(run, f"train {settings.train_mode}", recipe.batch_size * (2 if batch_t else 1), shown=bool(log))
     val_period = settings.val_period or max(1, run.total_steps // 5)
-    measured, stop = None, False
+    measured, stop, kind = None, False, run.args["views"]
     net.train()
     with InterruptFlag() as interrupt:
         while run.step < run.total_steps and not stop:
@@ -262,11 +264,13 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
             x_t = batch_t(run.step)[0] if batch_t else None
             with autocast():
                 pseudo = run.teacher.label(x_t) if run.teacher and x_t is not None else None
+            w_s = run.priors.weights(y_s, p) if run.priors else None
             if "augmentation" in recipe.parts:  # in float32: bfloat16 would round the sampling grid
-                x_s = views(x_s, paste="distractors" in recipe.parts)
-                x_t = views(x_t, paste=False) if x_t is not None else None
+                x_s = views(x_s, kind, paste=kind == "digits" and "distractors" in recipe.parts)
+                x_t = views(x_t, kind, paste=False) if x_t is not None else None
             with autocast():
-                losses = objective(x_s, y_s, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end))
+                weight_u = ramp(p, recipe.ramp_end)
+                losses, z_t = objective(x_s, y_s, x_t, lambda_p, pseudo, weight_u, w_s, recipe.weight_c)
 
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
@@ -275,6 +279,8 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
             run.optimizer.step()
             if run.teacher:
                 run.teacher.follow(net, run.step)
+            if run.priors:
+                run.priors.follow(z_t, ranks)
             run.step += 1
 
             stop = ranks.any(interrupt.raised, device, run.step)
@@ -393,6 +399,7 @@ def validate(
         "target_val_accuracy": accuracy_of(measured.target_val),
         **{name: scores.get(name) for name in SCORES},
         "top_class_share": top_class_share(target.probabilities) if target else None,
+        "target_priors": [round(share, 5) for share in run.priors.target.tolist()] if run.priors else None,
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
     }
 
@@ -432,12 +439,16 @@ def finish(
         warnings += idle_adversary(lines, run.distance_before, after)
     for sentence in warnings:
         print(f"warning: {sentence}")
+    priors = class_priors(run, data, metrics["target_priors"])
+    if priors:
+        print(priors_in_words(priors))
     predicting = (run.net.feature_extractor, run.net.label_classifier)
     result = {
         "target_val_accuracy": metrics["target_val_accuracy"],
         "source_val_accuracy": metrics["source_val_accuracy"],
         "scores": {name: metrics.get(name) for name in (*SCORES, *PSEUDO_LABEL_MEASURES)},
         "losses": {name: metrics.get(name) for name in LOGGED},
+        "class_priors": priors,
         "proxy_a_distance": {"untrained": run.distance_before, "trained": after},
         "seconds": round(run.seconds(), 2),
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
@@ -450,7 +461,7 @@ def finish(
         "images": data.sizes(),
         "parameters": sum(parameter.numel() for part in predicting for parameter in part.parameters()),
         "command": command,
-        "args": {**settings.plain(), "format": FORMAT},
+        "args": {name: value for name, value in run.args.items() if name != "classes"},
         "versions": versions(),
         "device": describe_device(run.net.device),
         "processes": settings.processes or 1,
@@ -458,6 +469,28 @@ def finish(
     }
     write_json(run.folder / "result.json", result)
     return result
+
+
+def class_priors(run: Run, data: Data, estimated: list[float] | None) -> dict[str, dict[str, float | None]] | None:
+    """By class the priors of the source, those estimated of the target, and the true ones where its val has labels."""
+    if run.priors is None or estimated is None:
+        return None
+    true: list[Any] = [None] * len(data.classes)
+    if data.target_val and data.target_val.labels is not None:
+        true = (data.target_val.labels.bincount(minlength=len(true)) / len(data.target_val)).tolist()
+    columns = zip(data.classes, run.priors.source.tolist(), estimated, true, strict=True)
+    return {name: {"source": s, "target_estimated": t, "target_val": val} for name, s, t, val in columns}
+
+
+def priors_in_words(priors: dict[str, dict[str, Any]], most: int = 5) -> str:
+    """The class priors in a line, of the classes that differ most."""
+    names = sorted(priors, key=lambda name: -abs(priors[name]["target_estimated"] - priors[name]["source"]))[:most]
+    each = [
+        f"{name} {priors[name]['source']:.3f} -> {priors[name]['target_estimated']:.3f}"
+        + (f" (val {priors[name]['target_val']:.3f})" if priors[name]["target_val"] is not None else "")
+        for name in names
+    ]
+    return f"class priors, source -> target as estimated, where they differ most: {', '.join(each)}"
 
 
 def draw_answers(folder: Path, settings: Settings, data: Data, measured: Measured) -> None:

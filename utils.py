@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -311,6 +311,12 @@ class Ranks:
         raised = torch.tensor(int(flag), device=device)
         dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return bool(raised.item())
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of the ranks' tensors, on every rank."""
+        if self.world > 1:
+            dist.all_reduce(value)
+        return value / self.world
 
     def from_main(self, value: Any) -> Any:
         """Rank 0's value on every rank."""

@@ -229,7 +229,7 @@ class BareStep:
 
     def step(self) -> None:
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            losses = self.objective(self.x_s, self.y_s, self.x_t, 0.1)
+            losses, _ = self.objective(self.x_s, self.y_s, self.x_t, 0.1)
         self.optimizer.zero_grad()
         total(losses).backward()
         self.optimizer.step()

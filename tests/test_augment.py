@@ -129,13 +129,13 @@ def test_a_cut_out_is_a_rectangle_of_the_images_mean() -> None:
         assert torch.allclose(after[:, hole], before.mean())
 
 
-@pytest.mark.parametrize("paste", [False, True])
-def test_views_are_a_function_of_the_seed_and_differ_from_image_to_image(paste: bool) -> None:
+@pytest.mark.parametrize(("kind", "paste"), [("digits", False), ("digits", True), ("photos", False)])
+def test_views_are_a_function_of_the_seed_and_differ_from_image_to_image(kind: str, paste: bool) -> None:
     x = torch.randint(0, 256, (1, 3, 28, 28), dtype=torch.uint8).expand(16, 3, 28, 28)
     torch.manual_seed(5)
-    first = views(x, paste)
+    first = views(x, kind, paste)
     torch.manual_seed(5)
-    again = views(x, paste)
+    again = views(x, kind, paste)
     assert torch.equal(first, again)
     assert first.dtype == torch.float32
     assert first.shape == x.shape
@@ -143,9 +143,22 @@ def test_views_are_a_function_of_the_seed_and_differ_from_image_to_image(paste: 
     assert torch.isfinite(first).all()
 
 
+def test_views_of_photos_are_no_negatives_and_keep_left_and_right() -> None:
+    """Each view is nearer to its image than to the negative or the mirror image of it."""
+    ramp = torch.linspace(0, 255, 32)
+    x = torch.stack([ramp.expand(32, 32), ramp.expand(32, 32).T, ramp.expand(32, 32)])[None].expand(64, 3, 32, 32)
+    torch.manual_seed(0)
+    y = views(x, "photos", paste=False)
+    middle = (y[:, 0, 8:24, 20:] - y[:, 0, 8:24, :12].flip(2)).mean((1, 2))  # right minus left
+    assert (middle > 0).all()
+    torch.manual_seed(0)
+    digits = views(x, "digits", paste=False)
+    assert ((digits[:, 0, 8:24, 20:] - digits[:, 0, 8:24, :12].flip(2)).mean((1, 2)) < 0).float().mean() > 0.3
+
+
 def test_what_is_drawn_lands_on_the_images_device() -> None:
     """No device is named: on `meta`, a device of no values, every view keeps to it."""
     x = torch.empty(4, 3, 28, 28, device="meta")
     for view in (paste_distractors, recolour, blur, noise, cut_out):
         assert view(x).device.type == "meta"
-    assert views(x, True).device.type == "meta"
+    assert views(x, "digits", True).device.type == "meta"

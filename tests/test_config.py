@@ -32,6 +32,7 @@ OTHER = {  # a value of each flag that is not the default
     "num_workers": "3",
     "recipe": "strong",
     "without": "teacher",  # with --recipe strong
+    "views": "photos",  # with --recipe strong
     "arch": "published",
     "batch_size": "10",
     "epochs": "2",
@@ -57,7 +58,7 @@ def test_every_flag_changes_the_settings_and_no_two_alike(monkeypatch: pytest.Mo
     found = [settings(), settings("--recipe", "strong")]
     for flag, value in OTHER.items():
         words = [f"--{flag}"] if value is None else [f"--{flag}", value]
-        found.append(settings(*["--recipe", "strong"] * (flag == "without"), *words))
+        found.append(settings(*["--recipe", "strong"] * (flag in ("without", "views")), *words))
     found.pop(2 + list(OTHER).index("recipe"))  # is the second already
     assert len({str(each) for each in found}) == len(found)
 
@@ -65,7 +66,7 @@ def test_every_flag_changes_the_settings_and_no_two_alike(monkeypatch: pytest.Mo
 def test_every_setting_is_read_by_the_training_or_is_the_record_of_one_that_is() -> None:
     tree = ast.parse(Path(train.__file__).read_text())
     read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and "settings" in ast.dump(node)}
-    read |= {"epochs", "max_steps"}  # by total_steps
+    read |= {"epochs", "max_steps", "views"}  # by total_steps and views_of
     assert {each.name for each in fields(Settings)} - read == {"recipe", "without", "lambda_max"}  # all in `values`
     assert {"recipe", "without", "lambda_max", "batch_size", "learning_rate"} <= set(settings().plain())
 
@@ -99,9 +100,28 @@ def test_only_adaptation_has_a_domain_loss_and_a_teacher(mode: str) -> None:
 
 
 def test_without_leaves_a_part_out_and_the_domain_gradient_with_its_part() -> None:
-    for part in PARTS:
-        assert settings("--recipe", "strong", "--without", part).values.parts == set(PARTS) - {part}
-    assert settings("--recipe", "strong", "--without", "adversarial").values.lambda_max == 0.0
+    assert set(PARTS) == RECIPES["tuned"].parts | RECIPES["strong"].parts
+    for name, recipe in RECIPES.items():
+        for part in recipe.parts:
+            assert settings("--recipe", name, "--without", part).values.parts == recipe.parts - {part}
+        assert settings("--recipe", name, "--without", "adversarial").values.lambda_max == 0.0
+    assert settings("--without", "confusion").values.weight_c == 0.0 < settings().values.weight_c
+
+
+@pytest.mark.parametrize(
+    ("classes", "words", "kind"),
+    [
+        (["0", "1", "9"], (), "digits"),
+        (["ash", "birch"], (), "photos"),
+        (["0", "10"], (), "photos"),  # forty traffic signs
+        (["0", "1"], ("--views", "photos"), "photos"),
+        (["ash"], ("--views", "digits"), "digits"),
+    ],
+)
+def test_the_views_go_by_the_classes_unless_they_are_chosen(
+    classes: list[str], words: tuple[str, ...], kind: str
+) -> None:
+    assert settings("--recipe", "strong", *words).views_of(classes) == kind
 
 
 def test_length_is_that_of_the_recipe_then_passes_over_the_labelled_domain_then_steps() -> None:
@@ -148,6 +168,9 @@ def test_several_processes_share_a_batch_that_can_be_split() -> None:
         ("--select target_val --topk 0", "--topk"),
         ("--train_mode target --select source_val", "--select"),
         ("--without teacher", "--without"),
+        ("--recipe strong --without confusion", "--without"),
+        ("--views photos", "--views"),
+        ("--recipe strong --without augmentation --views photos", "--views"),
         ("--train_mode target --recipe strong --without teacher", "--without"),
         ("--train_mode source --lambda_max 3", "--lambda_max"),
         ("--recipe strong --without adversarial --lambda_max 3", "--lambda_max"),

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,17 @@ from torch import Tensor, nn
 
 from augment import views
 from dataset import Batches, Domain
-from losses import Objective, Teacher, pseudo_label_loss, ramp, total
+from losses import (
+    ClassPriors,
+    Objective,
+    Teacher,
+    domain_loss,
+    label_loss,
+    minimum_class_confusion,
+    pseudo_label_loss,
+    ramp,
+    total,
+)
 from model import DANN, SOURCE, TARGET, DomainBatchNorm2d
 
 META = torch.device("meta")  # has shapes and no values: any .item(), and any tensor of another device, is an error
@@ -44,7 +55,7 @@ def cross_entropy(z: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("arch", ["small", "published"])
 def test_the_losses_of_a_step_are_those_computed_by_hand(arch: str) -> None:
     net = build(arch)
-    losses = Objective(net)(X_S, Y_S, X_T, 0.5)
+    losses, _ = Objective(net)(X_S, Y_S, X_T, 0.5)
     with torch.no_grad():
         f_s, f_t = net.features(X_S, SOURCE), net.features(X_T, TARGET)
         d_hat = net.domain_classifier(torch.cat([f_s, f_t]))
@@ -58,7 +69,7 @@ def test_the_losses_of_a_step_are_those_computed_by_hand(arch: str) -> None:
 def test_features_get_minus_lambda_times_the_domain_gradient_and_the_domain_classifier_gets_it_whole() -> None:
     def gradients(lambda_p: float) -> dict[str, Tensor]:
         net = build()
-        total(Objective(net)(X_S, Y_S, X_T, lambda_p)).backward()
+        total(Objective(net)(X_S, Y_S, X_T, lambda_p)[0]).backward()
         return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
 
     zero, half, one = gradients(0.0), gradients(0.5), gradients(1.0)
@@ -81,7 +92,7 @@ def test_features_get_minus_lambda_times_the_domain_gradient_and_the_domain_clas
 
 def test_the_label_loss_does_not_depend_on_the_target() -> None:
     """BatchNorm statistics mixed by accident are a fault of public code."""
-    first, second = (Objective(build())(X_S, Y_S, x_t, 1.0) for x_t in (X_T, images(7)))
+    first, second = (Objective(build())(X_S, Y_S, x_t, 1.0)[0] for x_t in (X_T, images(7)))
     assert torch.equal(first["L_y"], second["L_y"])
     assert not torch.equal(first["L_d"], second["L_d"])
 
@@ -98,7 +109,7 @@ def test_the_pseudo_label_loss_is_that_computed_by_hand() -> None:
 
 def test_pseudo_labels_enter_the_total_with_their_weight() -> None:
     labels, mask = torch.tensor([0, 1, 2, 3, 4, 5]), torch.tensor([1.0, 0, 1, 0, 0, 1])
-    losses = [Objective(build())(X_S, Y_S, X_T, 0.5, (labels, mask), weight) for weight in (1.0, 0.25)]
+    losses = [Objective(build())(X_S, Y_S, X_T, 0.5, (labels, mask), weight)[0] for weight in (1.0, 0.25)]
     net = build()
     loss = pseudo_label_loss(net(X_T, TARGET), labels, mask).item()
     assert [each["L_u"].item() for each in losses] == pytest.approx([loss, loss / 4], abs=1e-5)
@@ -179,6 +190,62 @@ def test_the_teachers_source_statistics_are_the_mean_over_clean_batches_whatever
     assert {layer.source.momentum for layer in layers.values()} == {0.1}
 
 
+# Class priors and minimum class confusion
+
+
+def test_minimum_class_confusion_is_that_computed_by_hand() -> None:
+    z = torch.tensor([[4.0, 0.0, 1.0], [0.0, 3.0, 1.0], [2.0, 2.0, 0.0], [0.0, 0.0, 5.0]])
+    p = (z / 2.5).softmax(1).double().numpy()
+    w = 1 + np.exp((p * np.log(p)).sum(1))  # 1 + exp(-entropy)
+    w = len(p) * w / w.sum()
+    confusion = sum(w[i] * np.outer(p[i], p[i]) for i in range(len(p)))
+    rows = confusion / confusion.sum(1, keepdims=True)
+    by_hand = (rows.sum() - np.trace(rows)) / 3
+    assert minimum_class_confusion(z).item() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_minimum_class_confusion_is_0_for_certain_answers_and_greatest_for_answers_that_tell_nothing() -> None:
+    certain = 100 * torch.eye(5)
+    assert minimum_class_confusion(certain).item() == pytest.approx(0, abs=1e-6)
+    assert minimum_class_confusion(torch.zeros(8, 5)).item() == pytest.approx(0.8, abs=1e-6)
+
+
+def test_weights_of_the_source_enter_both_losses_and_without_shift_change_neither() -> None:
+    z, y, d_hat = torch.randn(6, 10), Y_S, torch.randn(12, 2)
+    ones, w = torch.ones(6), torch.tensor([2.0, 0, 1, 0, 3, 0])
+    torch.testing.assert_close(label_loss(z, y, ones), label_loss(z, y))
+    torch.testing.assert_close(domain_loss(d_hat, 6, ones)[0], domain_loss(d_hat, 6)[0])
+    each = F.cross_entropy(z, y, reduction="none")
+    assert label_loss(z, y, w).item() == pytest.approx((2 * each[0] + each[2] + 3 * each[4]).item() / 6, abs=1e-6)
+    each = F.cross_entropy(d_hat, torch.tensor([0] * 6 + [1] * 6), reduction="none")
+    by_hand = (2 * each[0] + each[2] + 3 * each[4] + each[6:].sum()).item() / 12
+    assert domain_loss(d_hat, 6, w)[0].item() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_the_estimated_class_priors_become_those_of_a_shifted_target() -> None:
+    """Answers, by the source's priors, of a classifier that tells 85 of 100 images of a class from the others."""
+    true, generator = torch.tensor([0.7, 0.2, 0.1]), torch.Generator().manual_seed(0)
+    priors = ClassPriors(torch.tensor([0, 1, 2] * 10), 3, 0.1, torch.device("cpu"))
+    likelihood = torch.full((3, 3), 0.05) + 0.85 * torch.eye(3)  # p(seen | class)
+    for _ in range(600):
+        classes = torch.multinomial(true, 128, replacement=True, generator=generator)
+        seen = torch.multinomial(likelihood[classes], 1, generator=generator).flatten()
+        priors.follow((likelihood[:, seen].T * priors.source).log())
+    torch.testing.assert_close(priors.target, true, atol=0.03, rtol=0)
+    w = priors.weights(torch.tensor([0, 1, 2]), 0.1)
+    assert w.mean().item() == pytest.approx(1)
+    torch.testing.assert_close(w / w.sum(), true, atol=0.03, rtol=0)
+
+
+def test_before_their_time_the_weights_are_1_and_no_class_is_ever_given_up() -> None:
+    priors = ClassPriors(torch.tensor([0, 0, 0, 1]), 2, 0.1, torch.device("cpu"))
+    for _ in range(2000):
+        priors.follow(torch.tensor([[50.0, -50.0]]))
+    assert priors.weights(torch.tensor([0, 1]), 0.05).tolist() == [1, 1]
+    assert priors.target[1] > 0.002
+    assert priors.target.sum().item() == pytest.approx(1, abs=1e-5)
+
+
 # Devices and precision
 
 
@@ -193,13 +260,17 @@ def test_a_whole_step_runs_where_its_data_is_without_reading_a_value(arch: str, 
     pseudo, teacher = None, Teacher(net, 0.99, 0.85)
     if strong:
         pseudo = teacher.label(x_t)
-        x_s, x_t = views(x_s, paste=True), views(x_t, paste=False)
-    losses = Objective(net)(x_s, y_s, x_t, 0.5, pseudo, 0.5)
+        x_s, x_t = views(x_s, "digits", paste=True), views(x_t, "digits", paste=False)
+    priors = ClassPriors(torch.arange(10), 10, 0.1, META)
+    losses, z_t = Objective(net)(x_s, y_s, x_t, 0.5, pseudo, 0.5, priors.weights(y_s, 0.5), 0.3)
     total(losses).backward()
     optimizer.step()
+    assert z_t is not None
+    priors.follow(z_t)
     teacher.follow(net, 3)
     teacher.measure_source([x_s])
     assert ("L_u" in losses) == strong
+    assert priors.target.device == META
     assert all(value.device == META for value in losses.values())
     assert all(p.grad is not None and p.grad.device == META for p in net.parameters())
 
@@ -208,7 +279,7 @@ def test_a_step_in_bfloat16_is_near_that_in_float32_and_leaves_all_that_is_kept_
     def step(enabled: bool) -> tuple[dict[str, Tensor], Tensor, DANN]:
         net = build()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            losses = Objective(net)(X_S, Y_S, X_T, 0.5)
+            losses, _ = Objective(net)(X_S, Y_S, X_T, 0.5)
         total(losses).backward()
         return losses, torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]), net
 

@@ -83,7 +83,7 @@ def test_a_run_is_the_algorithm_of_the_paper(small_data: Path, tmp_path: Path) -
     `zero_grad` missing in the adversarial step, progress that is 1 from the start, domains that share BatchNorm's
     statistics and an optimizer over the wrong parameters, faults of public code, each give other weights.
     """
-    more = ("--max_steps", "4", "--lambda_max", "2")
+    more = ("--max_steps", "4", "--lambda_max", "2", "--without", "priors", "confusion")
     data = train.load_data(settings(small_data))
     assert data.unlabelled is not None
     batch_s, batch_t = Batches(data.labelled, 16, 0, SOURCE, CPU), Batches(data.unlabelled, 16, 0, TARGET, CPU)
@@ -156,11 +156,16 @@ def test_without_the_adversarial_part_the_domain_classifier_changes_nothing_of_w
     assert not same_tensors(trained[(), start_run], trained[(), started])
 
 
-@pytest.mark.parametrize("part", ["augmentation", "distractors", "teacher"])
-def test_without_a_part_a_run_goes_another_way(part: str, small_data: Path, tmp_path: Path, strong_run: Path) -> None:
-    outcome = quick_run(small_data, tmp_path, "dann", "usps", "--recipe", "strong", "--without", part)
-    assert not same_tensors(weights(outcome), weights(strong_run))
-    assert (outcome["losses"]["L_u"] is None) == (part == "teacher")
+@pytest.mark.parametrize("part", ["augmentation", "distractors", "teacher", "priors", "confusion"])
+def test_without_a_part_a_run_goes_another_way(
+    part: str, small_data: Path, tmp_path: Path, strong_run: Path, dann_run: Path
+) -> None:
+    recipe, whole = ("tuned", dann_run) if part in RECIPES["tuned"].parts else ("strong", strong_run)
+    outcome = quick_run(small_data, tmp_path, "dann", "usps", "--recipe", recipe, "--without", part)
+    assert not same_tensors(weights(outcome), weights(whole))
+    assert (outcome["losses"]["L_u"] is None) == (part == "teacher" or recipe == "tuned")
+    assert (outcome["losses"]["L_c"] is None) == (part == "confusion" or recipe == "strong")
+    assert (outcome["class_priors"] is None) == (part == "priors" or recipe == "strong")
 
 
 def test_lambda_follows_the_real_progress_whatever_the_domains_sizes(small_data: Path, tmp_path: Path) -> None:
@@ -439,11 +444,13 @@ def test_another_seed_gives_other_weights_and_how_often_it_validates_the_same(
     assert not same_tensors(uncounted(weights(folder)), uncounted(weights(other)))
 
 
-@pytest.mark.parametrize(("recipe", "was", "without"), [("tuned", "paper", []), ("strong", "strong", ["distractors"])])
+@pytest.mark.parametrize(
+    ("recipe", "was", "without"), [("tuned", "paper", ["priors", "confusion"]), ("strong", "strong", ["distractors"])]
+)
 def test_a_killed_run_of_the_old_format_is_resumed_to_identical_weights(
     recipe: str, was: str, without: list[str], small_data: Path, tmp_path: Path
 ) -> None:
-    more = ("--run_name", "run", "--recipe", recipe, *(["--without", *without] if without else []))
+    more = ("--run_name", "run", "--recipe", recipe, "--without", *without)
     whole = weights(quick_run(small_data, tmp_path / "whole", "dann", "usps", *more))
 
     def kill() -> None:
@@ -451,7 +458,7 @@ def test_a_killed_run_of_the_old_format_is_resumed_to_identical_weights(
 
     with in_step(9, kill), pytest.raises(KeyboardInterrupt):
         quick_run(small_data, tmp_path, "dann", "usps", *more)
-    names = {"recipe": was, "without": ["neighbours" for _ in without]}
+    names = {"recipe": was, "without": ["neighbours"] if recipe == "strong" else []}
     folder, last = tmp_path / "run", torch.load(tmp_path / "run" / "last.pt")
     assert last["step"] == 6
     last["model"], student = in_old_format(last["model"]), last["resume"]["student"]
@@ -459,7 +466,7 @@ def test_a_killed_run_of_the_old_format_is_resumed_to_identical_weights(
     args = json.loads((folder / "args.json").read_text())
     for each in (args, last["args"]):
         each.update(names)
-        del each["format"]
+        del each["format"], each["views"]
     (folder / "args.json").write_text(json.dumps(args))
     torch.save(last, folder / "last.pt")
     found = weights(quick_run(small_data, tmp_path, "dann", "usps", *more, "--resume"))
