@@ -186,6 +186,32 @@ def collapse(last: dict[str, Any], num_classes: int, count: int) -> list[str]:
     return found
 
 
+def changed_answers(reference: Tensor, adapted: Tensor) -> dict[str, float]:
+    """How far adaptation changed the answers of a network trained on the source alone; no label is used.
+
+    reference, adapted: probabilities [N, K] of the same images. agreement: share of the images with the same answer;
+    confidence: mean of the reference's highest probability, which estimates its accuracy.
+    """
+    same = (reference.argmax(1) == adapted.argmax(1)).double().mean().item()
+    return {"agreement": same, "confidence": reference.max(1).values.double().mean().item()}
+
+
+def harm(agreement: float, confidence: float) -> list[str]:
+    """Whether adaptation must have made answers worse, if the source-only network is right as often as it is confident.
+
+    Of changed answers at most 1 - confidence can have been wrong before. Where more than twice as many have changed,
+    the adapted network is right on less than the source-only one, whatever the images are: agreement + 1 - confidence
+    < confidence.
+    """
+    if agreement >= 2 * confidence - 1:
+        return []
+    return [
+        f"adaptation may have done harm: a network trained on the source alone is sure of its answers on the target "
+        f"(mean confidence {confidence:.2f}), and {1 - agreement:.0%} of them have changed: compare a run of "
+        "--train_mode source, and check by hand some images on which the two differ."
+    ]
+
+
 def idle_adversary(
     lines: list[dict[str, Any]], distance_before: float | None = None, distance: float | None = None
 ) -> list[str]:

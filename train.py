@@ -17,7 +17,7 @@ import contextlib
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,10 @@ from metrics import (
     Answers,
     accuracy_of,
     answers,
+    changed_answers,
     collapse,
     domain_distance,
+    harm,
     idle_adversary,
     top_class_share,
     validation_scores,
@@ -57,6 +59,7 @@ from runs import (
     write_json,
 )
 from utils import (
+    ALONE,
     ASK_GPU,
     InterruptFlag,
     Progress,
@@ -240,10 +243,7 @@ def build_optimizer(net: DANN, mode: str, lr: float, weight_decay: float) -> tor
 
 
 def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | None) -> "Measured | None":
-    """Train to the last step, or to the end of the one in which Ctrl-C was pressed; returns the last validation.
-
-    Of several ranks only rank 0 has a log, validates and saves.
-    """
+    """Train to the last step or, after Ctrl-C, to the end of this one; with a log validate, and return the last."""
     recipe, seed, device, net = settings.values, settings.seed, run.net.device, run.net
     autocast = partial(torch.autocast, device.type, run.precision, enabled=run.precision != torch.float32)
     batches = partial(Batches, batch_size=recipe.batch_size, seed=seed, device=device, ranks=ranks)
@@ -259,7 +259,6 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
             p = run.step / run.total_steps
             lambda_p, lr = recipe.lambda_max * lambda_schedule(p), learning_rate(p, recipe.lr)
             seed_step(seed, run.step * ranks.world + ranks.rank)
-
             x_s, y_s = batch_s(run.step)
             x_t = batch_t(run.step)[0] if batch_t else None
             with autocast():
@@ -269,8 +268,7 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
                 x_s = views(x_s, kind, paste=kind == "digits" and "distractors" in recipe.parts)
                 x_t = views(x_t, kind, paste=False) if x_t is not None else None
             with autocast():
-                weight_u = ramp(p, recipe.ramp_end)
-                losses, z_t = objective(x_s, y_s, x_t, lambda_p, pseudo, weight_u, w_s, recipe.weight_c)
+                losses, z_t = objective(x_s, y_s, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end), w_s, recipe.weight_c)
 
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
@@ -433,15 +431,15 @@ def finish(
     draw_curves({run.folder.name: log.lines}, run.folder / "curves.png")
     draw_answers(run.folder, settings, data, measured)
     lines = [line for line in log.lines if line["step"] <= selected["step"]]
-    answered = len(measured.target.probabilities) if measured.target else 0
-    warnings = collapse(lines[-1], len(data.classes), answered) if lines else []
-    if lines and "adversarial" in settings.values.parts:
-        warnings += idle_adversary(lines, run.distance_before, after)
+    compared = against_source_only(run, data, settings, measured)
+    priors = class_priors(run, data, metrics.get("target_priors"))
+    warnings = doubts(run, data, settings, lines, after, compared)
     for sentence in warnings:
         print(f"warning: {sentence}")
-    priors = class_priors(run, data, metrics["target_priors"])
     if priors:
         print(priors_in_words(priors))
+    if "augmentation" in settings.values.parts:
+        print(f"random views: {run.args['views']}")
     predicting = (run.net.feature_extractor, run.net.label_classifier)
     result = {
         "target_val_accuracy": metrics["target_val_accuracy"],
@@ -449,6 +447,7 @@ def finish(
         "scores": {name: metrics.get(name) for name in (*SCORES, *PSEUDO_LABEL_MEASURES)},
         "losses": {name: metrics.get(name) for name in LOGGED},
         "class_priors": priors,
+        "source_only": compared,
         "proxy_a_distance": {"untrained": run.distance_before, "trained": after},
         "seconds": round(run.seconds(), 2),
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
@@ -469,6 +468,53 @@ def finish(
     }
     write_json(run.folder / "result.json", result)
     return result
+
+
+def doubts(
+    run: Run,
+    data: Data,
+    settings: Settings,
+    lines: list[dict[str, Any]],
+    distance: float | None,
+    compared: dict[str, Any] | None,
+) -> list[str]:
+    """What gives cause to doubt in the result, a sentence each; by the log's lines and by what was measured after."""
+    if not lines:
+        return []
+    answered = data.target_val or data.target_sample
+    found = collapse(lines[-1], len(data.classes), len(answered) if answered else 0)
+    if "adversarial" in settings.values.parts:
+        found += idle_adversary(lines, run.distance_before, distance)
+    return found + (harm(compared["agreement"], compared["confidence"]) if compared else [])
+
+
+def against_source_only(
+    run: Run, data: Data, settings: Settings, measured: "Measured"
+) -> dict[str, float | None] | None:
+    """The adapted answers on the target beside those of a network trained on the source alone, a sixth as long.
+
+    None in another mode than dann, and where that training fails.
+    """
+    if settings.train_mode != "dann" or measured.target is None:
+        return None
+    recipe = replace(settings.values, parts=frozenset(), weight_c=0.0)
+    seed_step(settings.seed, -1)
+    net = DANN(len(data.classes), settings.arch, settings.size, SOURCE).to(run.net.device)
+    optimizer = build_optimizer(net, "source", recipe.lr, recipe.weight_decay)
+    short = Run(run.folder, run.args, net, optimizer, max(1, run.total_steps // 6), precision=run.precision)
+    try:
+        train(short, replace(data, unlabelled=None), replace(settings, train_mode="source", values=recipe), ALONE, None)
+    except UserError:  # a loss that is not finite: the run itself is done
+        return None
+    if short.step < short.total_steps:
+        raise KeyboardInterrupt
+    found = answers(net, data.target_val or data.target_sample)
+    assert found is not None  # as the adapted network's
+    return {
+        **changed_answers(found.probabilities, measured.target.probabilities),
+        "steps": short.total_steps,
+        "target_val_accuracy": found.accuracy,
+    }
 
 
 def class_priors(run: Run, data: Data, estimated: list[float] | None) -> dict[str, dict[str, float | None]] | None:
