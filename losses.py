@@ -14,6 +14,7 @@ recipe in config.py. The parts of a recipe, which `--without PART ...` leaves ou
 import copy
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -143,22 +144,35 @@ def ramp(p: float, end: float) -> float:
     return math.exp(-5.0 * (1.0 - min(1.0, p / end)) ** 2)
 
 
+def estimate_priors(q: Tensor, trained: Tensor, iterations: int = 20) -> Tensor:
+    """Class priors float [K] of the images behind answers q float [N, K] of a classifier for the priors `trained` [K].
+
+    EM from `trained` on: priors_k <- mean q_k priors_k / trained_k, normalised to 1 for each image; with one image more
+    a class, so that none is given up. Source: Saerens et al. 2002, "Adjusting the outputs of a classifier to new a
+    priori probabilities: a simple procedure".
+    """
+    priors = trained
+    for _ in range(iterations):
+        r = q * (priors / trained)  # [N, K]
+        priors = ((r / r.sum(1, keepdim=True)).sum(0) + 1) / (len(q) + len(trained))
+    return priors
+
+
 class ClassPriors:
     """The target's class priors, estimated without its labels, and the weights of source images that follow from them.
 
-    labels_s: int64 [N] of the source, whose shares by class are `source` [K]. `target` [K] begins there and follows the
-    answers on the target by one step of EM a batch: the mean of p(k | x) target_k / source_k, normalised to 1 for each
-    image. The weights set in at progress `begin`. Sources: Saerens et al. 2002, "Adjusting the outputs of a classifier
-    to new a priori probabilities"; one step a batch: Cappe & Moulines, arXiv 0712.4273. To divide by the priors that
-    weighted training has by then, `target` itself, would follow the classifier's mistakes (lab/NOTES.md).
+    labels_s: int64 [N] of the source, whose shares by class are `source` [K]. `target` [K] begins there and moves every
+    PERIOD steps by RATE to the estimate from the answers on the last WINDOW batches. The weights set in at progress
+    `begin`. Weighted or not, the classifier counts as trained for the source's priors: to put the estimate in their
+    place is slower, and was worse (lab/NOTES.md).
     """
 
-    RATE = 0.02  # of a batch in the estimate
-    FLOOR = 0.005  # of the estimate is spread over all classes: none is given up
+    WINDOW, PERIOD, RATE = 16, 5, 0.1
 
     def __init__(self, labels_s: Tensor, num_classes: int, begin: float, device: torch.device) -> None:
         self.source = (labels_s.bincount(minlength=num_classes).float() / len(labels_s)).to(device)
         self.target, self.begin = self.source.clone(), begin
+        self.answers: list[Tensor] = []  # of the last batches, [B, K] each
 
     def weights(self, y_s: Tensor, p: float) -> Tensor:
         """Weights float [B] of source images with labels int64 [B]: target over source priors, mean 1 in the batch."""
@@ -166,11 +180,18 @@ class ClassPriors:
         return w / w.mean()
 
     @torch.no_grad()
-    def follow(self, z_t: Tensor, ranks: Ranks = ALONE) -> None:
-        """Move the estimate by the logits [B, K] of a batch of the target."""
-        q = z_t.detach().softmax(1) * (self.target / self.source)  # [B, K]
-        answered = ranks.mean((q / q.sum(1, keepdim=True)).mean(0))  # [K]
-        self.target.lerp_(answered * (1 - self.FLOOR) + self.FLOOR / len(answered), self.RATE)
+    def follow(self, z_t: Tensor, step: int, ranks: Ranks = ALONE) -> None:
+        """Take in the logits [B, K] of the target's batch of `step`."""
+        self.answers = [*self.answers[1 - self.WINDOW :], z_t.detach().softmax(1)]
+        if (step + 1) % self.PERIOD == 0:
+            self.target.lerp_(ranks.mean(estimate_priors(torch.cat(self.answers), self.source)), self.RATE)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"target": self.target, "answers": self.answers}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.target.copy_(state["target"])
+        self.answers = [q.to(self.target) for q in state["answers"]]
 
 
 class Teacher:

@@ -291,7 +291,7 @@ def make_checkpoint(run: Run, metrics: dict[str, Any], with_resume: bool) -> dic
         "images_seen": run.images_seen,
         "distance_before": run.distance_before,
         "data": run.fingerprint,
-        "class_priors": run.priors.target.cpu() if run.priors else None,
+        "class_priors": run.priors.state_dict() if run.priors else None,
         "student": run.net.state_dict() if run.teacher else None,
     }
     return {
@@ -551,7 +551,7 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
         if run.teacher:
             run.teacher.net.load_state_dict(checkpoint["model"])
         if run.priors:
-            run.priors.target.copy_(state["class_priors"])
+            run.priors.load_state_dict(state["class_priors"])
         run.step = int(checkpoint["step"])
         run.kept = [{"score": entry["score"] + 0, **at_step(int(entry["step"]))} for entry in state["kept"]]
         run.seconds_before, run.training_seconds = float(state["seconds"]), float(state["training_seconds"])

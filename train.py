@@ -278,7 +278,7 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
             if run.teacher:
                 run.teacher.follow(net, run.step)
             if run.priors:
-                run.priors.follow(z_t, ranks)
+                run.priors.follow(z_t, run.step, ranks)
             run.step += 1
 
             stop = ranks.any(interrupt.raised, device, run.step)
