@@ -46,9 +46,10 @@ train() {
     "$python" lab/tables.py --add "runs/reproduce/$2" --to "$1"
 }
 
-cell() {   # cell RECIPE ARCH MODE TARGET SEED [PART-LEFT-OUT]
-    run results "$3_$4_$1_$2${6:+_without_$6}_seed$5" --data_root "$data_root" --train_mode "$3" --target_file "$4" \
-        --recipe "$1" --arch "$2" --seed "$5" ${6:+--without "$6"}
+cell() {   # cell RECIPE ARCH MODE TARGET SEED [PART-LEFT-OUT ...]
+    local left_out="${*:6}"
+    run results "$3_$4_$1_$2${left_out:+_without_${left_out// /_}}_seed$5" --data_root "$data_root" --train_mode "$3" \
+        --target_file "$4" --recipe "$1" --arch "$2" --seed "$5" ${left_out:+--without "${@:6}"}
 }
 
 extra() {   # extra NAME DATA_ROOT MODE TARGET SEED [FLAG ...]: a run behind ADAPTATION.md
@@ -70,6 +71,7 @@ for seed in $seeds; do
     for target in usps svhn; do
         if has tuned; then
             for mode in dann source target; do cell tuned small "$mode" "$target" "$seed"; done
+            cell tuned small dann "$target" "$seed" priors confusion
             cell tuned published dann "$target" "$seed"
         fi
         if has strong; then
@@ -87,10 +89,12 @@ if has adaptation; then
     for seed in $seeds; do
         for target in usps svhn; do
             for lambda in 0.02 1; do
-                extra "dann_${target}_lambda$lambda" "$data_root" dann "$target" "$seed" --lambda_max "$lambda"
+                extra "plain_${target}_lambda$lambda" "$data_root" dann "$target" "$seed" --lambda_max "$lambda" \
+                    --without priors confusion
             done
         done
         for mode in source dann; do extra "${mode}_usps_shifted" runs/shifted "$mode" usps "$seed"; done
+        extra plain_usps_shifted runs/shifted dann usps "$seed" --without priors confusion
         extra strong_usps_shifted runs/shifted dann usps "$seed" --recipe strong
     done
 fi

@@ -32,7 +32,7 @@ from losses import PSEUDO_LABEL_MEASURES
 from metrics import SCORES, collapse
 from model import ARCHITECTURES
 from plots import DOMAIN_COLOURS, DOMAIN_MARKERS, picture
-from runs import MAYBE, NUMBER, check_kinds, load_checkpoint, read_json, save_checkpoint, write_json
+from runs import MAYBE, NUMBER, check_kinds, load_checkpoint, modern_args, read_json, save_checkpoint, write_json
 from utils import Parser, UserError, atomic_path, run_script, shown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,16 +54,19 @@ ABLATION = [
     ("everything but adversarial", "strong", "dann", ("adversarial",)),
     ("everything but augmentation", "strong", "dann", ("augmentation",)),  # its distractors with it
 ]
+PLAIN = ("priors", "confusion")  # the parts of recipe tuned that plain DANN is without
 # What ADAPTATION.md shows: words, and the names of the runs in results/ with a place for the target.
 EVIDENCE = {
     "`source`": "source_{}_tuned_small_seed*",
-    "`dann`, lambda to 0.02": "adaptation/dann_{}_lambda0.02_seed*",
-    "`dann`, lambda to 0.2 (default)": "dann_{}_tuned_small_seed*",
-    "`dann`, lambda to 1": "adaptation/dann_{}_lambda1_seed*",
+    "plain `dann`, lambda to 0.02": "adaptation/plain_{}_lambda0.02_seed*",
+    "plain `dann`, lambda to 0.2": "dann_{}_tuned_small_without_priors_confusion_seed*",
+    "plain `dann`, lambda to 1": "adaptation/plain_{}_lambda1_seed*",
+    "`dann`": "dann_{}_tuned_small_seed*",
     "`dann`, network `published`": "dann_{}_tuned_published_seed*",
     "`source --recipe strong`": "source_{}_strong_small_seed*",
     "`dann --recipe strong`": "dann_{}_strong_small_seed*",
     "`source`, label shift": "adaptation/source_{}_shifted_seed*",
+    "plain `dann`, label shift": "adaptation/plain_{}_shifted_seed*",
     "`dann`, label shift": "adaptation/dann_{}_shifted_seed*",
     "`dann --recipe strong`, label shift": "adaptation/strong_{}_shifted_seed*",
 }
@@ -92,6 +95,7 @@ def read_result(file: Path) -> Result:
     result = read_json(file, target_val_accuracy=NUMBER, seconds=NUMBER, seed=int, select=str, device=str, command=str)
     check_kinds(file, result, **dict.fromkeys(("versions", "images", "proxy_a_distance", "args"), dict))
     check_kinds(f"{file} args", result["args"], train_mode=str, target_file=str, recipe=str, arch=str)
+    result["args"] = modern_args(result["args"])
     check_kinds(f"{file} versions", result["versions"], torch=str)
     check_kinds(f"{file} images", result["images"], target_val=int)
     check_kinds(f"{file} proxy_a_distance", result["proxy_a_distance"], untrained=MAYBE, trained=MAYBE)
@@ -168,18 +172,20 @@ def results_block(folder: Path) -> list[str]:
     cells = read_results(folder)
     if not cells:
         return ["No results yet: `bash lab/reproduce.sh DATA_ROOT` makes them."]
-    groups = sorted({cell[:2] for cell in cells if not cell.without}, key=lambda g: (g[0] != "tuned", g[1] != "small"))
+    known = {(cell.recipe, cell.arch, cell.without) for cell in cells if cell.without in ((), PLAIN)}
+    groups = sorted(known, key=lambda group: (group[0] != "tuned", group[1] != "small", not group[2]))
     rows = []
     for mode in MODES:
         rows.append([mode, "*published implementation*", *(f"*{value:.5f}*" for value in PUBLISHED[mode]), "", "1"])
-        for recipe, arch in groups:
-            found = [cells.get(Cell(recipe, arch, mode, target), []) for target in TARGETS]
+        for recipe, arch, without in groups:
+            found = [cells.get(Cell(recipe, arch, mode, target, without), []) for target in TARGETS]
             both = [result for results in found for result in results]
             if both:
                 alone = all(ALONE in result["device"] for result in both)
                 seconds = f"{statistics.mean(result['seconds'] for result in both):.0f}" if alone else "-"
                 accuracies = map(accuracy_cell, found)
-                rows.append([mode, f"{recipe}, {arch}", *accuracies, seconds, seed_counts(found)])
+                left_out = f" without {', '.join(without)}" if without else ""
+                rows.append([mode, f"{recipe}{left_out}, {arch}", *accuracies, seconds, seed_counts(found)])
     every = [result for found in cells.values() for result in found]
     heads = []
     for target in TARGETS:

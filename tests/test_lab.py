@@ -287,8 +287,10 @@ def score(words: str, target: str, name: str) -> float:
 
 
 SOURCE, PUBLISHED, STRONG = "`source`", "`dann`, network `published`", "`dann --recipe strong`"
-WEAK, PLAIN, FULL = "`dann`, lambda to 0.02", "`dann`, lambda to 0.2 (default)", "`dann`, lambda to 1"
-SHIFTED_SOURCE, SHIFTED, SHIFTED_STRONG = (f"{words}, label shift" for words in (SOURCE, "`dann`", STRONG))
+WEAK, PLAIN, FULL = (f"plain `dann`, lambda to {end}" for end in ("0.02", "0.2", "1"))
+SHIFTED_SOURCE, SHIFTED, SHIFTED_DEFAULT, SHIFTED_STRONG = (
+    f"{words}, label shift" for words in (SOURCE, "plain `dann`", "`dann`", STRONG)
+)
 
 
 @pytest.mark.parametrize("target", tables.TARGETS)
