@@ -26,7 +26,6 @@ class Recipe:
     weight_decay: float
     lambda_max: float  # the schedule's end value is lambda_max * 0.9999
     parts: frozenset[str]  # see losses.py
-    priors_from: float = 0.1  # progress from which on the target's estimated class priors weigh the source
     weight_c: float = 0.0  # of minimum class confusion
     ema_decay: float = 0.99  # of the teacher
     threshold: float = 0.85  # confidence from which on a pseudo-label counts

@@ -89,6 +89,11 @@ def total(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack([value for name, value in losses.items() if name.startswith("L_")]).sum()
 
 
+def entropy(p: Tensor) -> Tensor:
+    """Entropy over the last dimension, in nats: [..., K] -> [...]."""
+    return -torch.special.xlogy(p, p).sum(-1)
+
+
 def label_loss(z_s: Tensor, y_s: Tensor, w_s: Tensor | None = None) -> Tensor:
     """L_y = -mean w_i log p(y_i | x_i): cross-entropy of logits [B, K] and labels int64 [B], weights [B] or all 1.
 
@@ -122,7 +127,7 @@ def minimum_class_confusion(z_t: Tensor, temperature: float = 2.5) -> Tensor:
     lies beside the diagonal. Source: Jin et al., arXiv 1912.03699 (ECCV 2020), equations 2 to 6.
     """
     p = (z_t / temperature).softmax(1)  # [B, K]
-    w = 1 + (torch.special.xlogy(p, p).sum(1)).exp()  # [B], exp(-H)
+    w = 1 + (-entropy(p)).exp()  # [B]
     confusion = (p * (w / w.mean()).detach()[:, None]).T @ p  # [K, K]
     return 1 - (confusion.diagonal() / confusion.sum(1)).mean()
 
@@ -162,21 +167,21 @@ class ClassPriors:
     """The target's class priors, estimated without its labels, and the weights of source images that follow from them.
 
     labels_s: int64 [N] of the source, whose shares by class are `source` [K]. `target` [K] begins there and moves every
-    PERIOD steps by RATE to the estimate from the answers on the last WINDOW batches. The weights set in at progress
-    `begin`. Weighted or not, the classifier counts as trained for the source's priors: to put the estimate in their
-    place is slower, and was worse (lab/NOTES.md).
+    PERIOD steps by RATE to the estimate from the answers on the last WINDOW batches, or back to `source` while those
+    answers are unsure (see `unsure` in metrics.py): of such answers EM makes priors that no one has. Weighted or not,
+    the classifier counts as trained for the source's priors: the estimate in their place was worse (lab/NOTES.md).
     """
 
     WINDOW, PERIOD, RATE = 16, 5, 0.1
 
-    def __init__(self, labels_s: Tensor, num_classes: int, begin: float, device: torch.device) -> None:
+    def __init__(self, labels_s: Tensor, num_classes: int, device: torch.device) -> None:
         self.source = (labels_s.bincount(minlength=num_classes).float() / len(labels_s)).to(device)
-        self.target, self.begin = self.source.clone(), begin
+        self.target = self.source.clone()
         self.answers: list[Tensor] = []  # of the last batches, [B, K] each
 
-    def weights(self, y_s: Tensor, p: float) -> Tensor:
+    def weights(self, y_s: Tensor) -> Tensor:
         """Weights float [B] of source images with labels int64 [B]: target over source priors, mean 1 in the batch."""
-        w = (self.target / self.source)[y_s] if p >= self.begin else torch.ones(len(y_s), device=y_s.device)
+        w = (self.target / self.source)[y_s]
         return w / w.mean()
 
     @torch.no_grad()
@@ -184,7 +189,10 @@ class ClassPriors:
         """Take in the logits [B, K] of the target's batch of `step`."""
         self.answers = [*self.answers[1 - self.WINDOW :], z_t.detach().softmax(1)]
         if (step + 1) % self.PERIOD == 0:
-            self.target.lerp_(ranks.mean(estimate_priors(torch.cat(self.answers), self.source)), self.RATE)
+            q = torch.cat(self.answers)
+            sure = entropy(q).mean() <= 0.25 * entropy(q.mean(0))
+            estimate = torch.where(sure, estimate_priors(q, self.source), self.source)
+            self.target.lerp_(ranks.mean(estimate), self.RATE)
 
     def state_dict(self) -> dict[str, Any]:
         return {"target": self.target, "answers": self.answers}

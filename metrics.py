@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from dataset import Domain, some_rows
+from losses import entropy
 from model import DANN
 
 EVAL_BATCH = {"cpu": 128}  # 1.0 to 1.09 times the rate of 64, which had 1.4 times that of 512; elsewhere 2048
@@ -108,11 +109,6 @@ def domain_distance(source: Answers | None, target: Answers | None, limit: int =
 
 
 # Validation scores: each takes class probabilities float32 [N, K] of N target images
-
-
-def entropy(p: Tensor) -> Tensor:
-    """Entropy over the last dimension, in nats: [..., K] -> [...]."""
-    return -torch.special.xlogy(p, p).sum(-1)
 
 
 def soft_neighbourhood_density(p: Tensor, temperature: float = 0.05) -> float:

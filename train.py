@@ -220,7 +220,7 @@ def start_run(settings: Settings, folder: Path, data: Data, device: torch.device
         precision=choose_precision(settings.precision, device),
     )
     if "priors" in recipe.parts and data.labelled.labels is not None:
-        run.priors = ClassPriors(data.labelled.labels, len(data.classes), recipe.priors_from, device)
+        run.priors = ClassPriors(data.labelled.labels, len(data.classes), device)
     if mode != "dann":
         net.domain_classifier.requires_grad_(False)  # not trained
     if settings.resume and (folder / "last.pt").exists():
@@ -263,7 +263,7 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
             x_t = batch_t(run.step)[0] if batch_t else None
             with autocast():
                 pseudo = run.teacher.label(x_t) if run.teacher and x_t is not None else None
-            w_s = run.priors.weights(y_s, p) if run.priors else None
+            w_s = run.priors.weights(y_s) if run.priors else None
             if "augmentation" in recipe.parts:  # in float32: bfloat16 would round the sampling grid
                 x_s = views(x_s, kind, paste=kind == "digits" and "distractors" in recipe.parts)
                 x_t = views(x_t, kind, paste=False) if x_t is not None else None
