@@ -5,6 +5,7 @@ Every test builds the tree that it is about, so that the oracle is what was buil
 
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -16,14 +17,15 @@ import pandas as pd
 import pytest
 import torch
 from conftest import QUICK, ended, stripes
+from matplotlib.figure import Figure
 from PIL import Image
 
 import inference
+import plots
 import train
 import tsne
 from dataset import class_names, image_names, list_split, of_known_classes, read_domain, read_image
 from metrics import collapse, validation_scores
-from plots import draw_by_class, fonts_for
 from utils import UserError
 
 CLASSES = ("ash", "birch", "elm")
@@ -360,20 +362,78 @@ def test_features_that_are_all_alike_are_refused_and_do_not_crash() -> None:
 def test_sixty_five_classes_are_drawn_and_no_name_covers_a_point(tmp_path: Path) -> None:
     rng, n = np.random.default_rng(0), 400
     names = [f"class number {k}" for k in range(65)]
-    draw_by_class(rng.normal(size=(n, 2)), np.repeat([0, 1], n // 2), rng.integers(0, 65, n), names, ["s", "t"], "65",
-                  tmp_path / "p.png")  # fmt: skip
+    plots.draw_by_class(rng.normal(size=(n, 2)), np.repeat([0, 1], n // 2), rng.integers(0, 65, n), names, ["s", "t"],
+                        "65", tmp_path / "p.png")  # fmt: skip
     assert Image.open(tmp_path / "p.png").size == (1008, 840)
 
 
-def test_class_names_in_any_script_come_with_a_font_or_one_sentence(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def draw_all(folder: Path, classes: list[str], names: tuple[str, str] = ("s", "t"), title: str = "title") -> None:
+    """Every figure of answers, of 40 images and these classes."""
+    rng, k = np.random.default_rng(0), len(classes)
+    labels, p = np.arange(40) % k, rng.dirichlet(np.ones(k), 40)
+    points, domains = rng.normal(size=(40, 2)), np.repeat([0, 1], 20)
+    plots.draw_confusion(labels, p.argmax(1), classes, title, folder / "confusion.png")
+    plots.draw_mistakes(np.zeros((40, 8, 8, 3), np.uint8), labels, p, classes, title, folder / "mistakes.png")
+    plots.draw_by_class(points, domains, labels, classes, list(names), title, folder / "by_class.png")
+    plots.draw_by_domain(points, domains, list(names), title, folder / "by_domain.png")
+    plots.draw_curves({name: [{"step": 1, "L_y": 0.5}] for name in classes}, folder / "curves.png")
+
+
+@pytest.mark.parametrize("name", ["白桦", "カバ", "자작", "ต้นไม้", "भोजपत्र", "🦩"])
+def test_names_of_a_script_that_no_font_here_has_are_drawn_as_boxes_and_one_sentence_says_so(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fonts_for.cache_clear()
-    draw_by_class(np.eye(2), np.array([0, 1]), np.array([0, 1]), ["白桦", "榆树"], ["s", "t"], "t", tmp_path / "p.png")
-    said = capfd.readouterr().err
-    assert len(fonts_for("st t白桦榆树")) == 2 or said.startswith("note:")
-    assert "Glyph" not in said
-    assert said.count("\n") <= 1
+    own = [font for font in plots.font_manager.fontManager.ttflist if "mpl-data" in font.fname]
+    monkeypatch.setattr(plots.font_manager.fontManager, "ttflist", own)  # matplotlib's, as on a bare system
+    plots.fonts_for.cache_clear()
+    draw_all(tmp_path, [name, "elm"])
+    plots.fonts_for.cache_clear()
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert re.search(f"no font .*[{name}]", said[0])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("count", "length"), [(2, 45), (3, 60), (10, 100), (20, 100), (65, 250)])
+def test_long_names_are_cut_so_that_each_stands_in_the_figure_and_is_still_told_apart(
+    count: int, length: int, tmp_path: Path, figures: list[Figure]
+) -> None:
+    classes = [f"{k:02d} {'Wide name ' * 25}"[: length - 2] + f"{k:02d}" for k in range(count)]
+    draw_all(tmp_path, classes, ("/data/" * 20, "t" * 150), "run name " * 25)
+    confusion = figures[0].axes[0]
+    for ticks in (confusion.get_xticklabels(), confusion.get_yticklabels()):
+        assert len({tick.get_text() for tick in ticks}) == count
+    for figure in figures:
+        figure.draw_without_rendering()
+        texts = [text for legend in figure.legends for text in legend.get_texts()]
+        texts += [*confusion.get_xticklabels(), *confusion.get_yticklabels()] if figure is figures[0] else []
+        for text in texts:
+            box = text.get_window_extent()
+            assert 0 <= box.x0 <= box.x1 <= figure.bbox.x1, text
+            assert 0 <= box.y0 <= box.y1 <= figure.bbox.y1, text
+
+
+def test_a_name_that_begins_with_an_underscore_stands_in_each_legend(tmp_path: Path, figures: list[Figure]) -> None:
+    draw_all(tmp_path, ["_noise_", "elm"], ("_s", "t"))
+    legends = [[text.get_text() for text in figure.legends[0].get_texts()] for figure in figures if figure.legends]
+    assert legends == [["_s", "t", "_noise_", "elm"], ["_s", "t"], ["_noise_", "elm"]]
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\xff\xfe", b"\xe7\x99"])
+def test_a_class_folder_whose_name_is_no_utf_8_is_trained_drawn_and_predicted(name: bytes, tmp_path: Path) -> None:
+    folder = os.fsdecode(name)
+    files = [f"{s}/{label}/{i}.png" for s in ("train", "val") for label in (folder, "elm") for i in range(9)]
+    shutil.copytree(tree(tmp_path / "d", *files), tmp_path / "t")
+    flags = ["--data_root", tmp_path, "--source_file", "d", "--target_file", "t", "--train_mode", "dann", *QUICK]
+    code, _, error = ended(train, *flags, "--save_dir", tmp_path / "runs", "--run_name", "run")
+    assert (code, error) == (0, "")
+    run = tmp_path / "runs" / "run"
+    assert {"curves.png", "confusion.png", "mistakes.png", "result.json"} <= {file.name for file in run.iterdir()}
+    assert ended(tsne, "--checkpoint", run, "--data_root", tmp_path, "--out_path", tmp_path / "f")[0] == 0
+    flags = ["--checkpoint", run, "--test_loc", tmp_path / "d" / "val", "--out_path", tmp_path / "p.csv", "--probs"]
+    assert ended(inference, *flags)[0] == 0
+    assert b"p_" + name in (tmp_path / "p.csv").read_bytes()
+    assert name in (tmp_path / "f" / "latent.csv").read_bytes()
 
 
 def test_two_runs_started_at_once_with_the_default_name_get_a_folder_each(small_data: Path, tmp_path: Path) -> None:
