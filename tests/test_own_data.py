@@ -3,14 +3,19 @@
 Every test builds the tree that it is about, so that the oracle is what was built.
 """
 
+import gzip
+import io
 import os
+import pickle
 import random
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +31,7 @@ import train
 import tsne
 from dataset import class_names, image_names, list_split, of_known_classes, read_domain, read_image
 from metrics import collapse, validation_scores
+from runs import resolve_checkpoint
 from utils import UserError
 
 CLASSES = ("ash", "birch", "elm")
@@ -453,7 +459,11 @@ def test_resume_with_nothing_there_says_that_it_starts_anew(
     assert "new" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>", b"\n <html><head>", b"<?xml version='1.0'?>"])
+PAGES = [b"<!DOCTYPE html><html>", b"\n <html><head>", b"<?xml version='1.0'?>"]
+PAGES += ["<html>".encode(encoding) for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be")]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_a_web_page_saved_as_a_checkpoint_is_called_a_web_page(tmp_path: Path, page: bytes) -> None:
     (tree(tmp_path, "in/0.png") / "x.pt").write_bytes(page + bytes(500))
     code, _, error = ended(
@@ -462,6 +472,63 @@ def test_a_web_page_saved_as_a_checkpoint_is_called_a_web_page(tmp_path: Path, p
     assert code == 2
     assert "x.pt" in error
     assert "web page" in error
+
+
+def written(write: Callable[[Any], object]) -> bytes:
+    """What a library writes into a file."""
+    box = io.BytesIO()
+    write(box)
+    return box.getvalue()
+
+
+def exported(file: Any) -> None:
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)), file)
+
+
+def scripted(file: Any) -> None:
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), file)
+
+
+def in_protocol(number: int, file: Any) -> None:
+    torch.save(torch.nn.Linear(2, 2), file, pickle_protocol=number)
+
+
+OTHERS: dict[str, tuple[bytes | Callable[[Any], object], str]] = {
+    "PNG": (lambda file: Image.new("RGB", (9, 9)).save(file, "PNG"), "picture"),
+    "JPEG": (lambda file: Image.new("RGB", (9, 9)).save(file, "JPEG"), "picture"),
+    "PDF": (b"%PDF-1.4\n\xe2\xe3", "PDF"),
+    "CSV": (b"image_name,label\n0.png,3\n", "text"),
+    "JSON": (b'{"checkpoint": "last.pt"}', "text"),
+    "words": (b"(101)", "text"),
+    "UTF-16": ("words".encode("utf-16"), "text"),
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    "gzip": (gzip.compress(b"words"), "gzip"),
+    "npy": (lambda file: np.save(file, np.ones(3)), "NumPy"),
+    "npz": (lambda file: np.savez(file, a=np.ones(3)), "archive"),
+    "TorchScript": (scripted, "exported model"),
+    "pt2": (exported, "exported model"),
+    "a module in protocol 4": (partial(in_protocol, 4), "no checkpoint of this program"),
+    "a pickle in protocol 4": (pickle.dumps([1], 4), "no checkpoint of this program"),
+    "zeros": (bytes(99), "no checkpoint of this program"),
+    "empty": (b"", "empty"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("kind", OTHERS)
+def test_another_file_than_a_checkpoint_is_called_what_it_is_without_words_of_torch(kind: str, tmp_path: Path) -> None:
+    content, names = OTHERS[kind]
+    file = tree(tmp_path, "in/0.png") / "x.pt"
+    file.write_bytes(content if isinstance(content, bytes) else written(content))
+    flags = ["--checkpoint", file, "--test_loc", tmp_path / "in", "--out_path", tmp_path / "o"]
+    code, out, error = ended(inference, *flags)
+    assert (code, out, error.count("\n"), error.count(str(file))) == (2, "", 1, 1)
+    assert names in error
+    assert not re.search("enforce|operand|pickle|Reader|WeightsUnpickler|torch", error)
+
+
+def test_a_checkpoint_that_is_no_regular_file_is_not_said_to_be_absent() -> None:
+    refused(lambda: resolve_checkpoint(Path(os.devnull)), os.devnull, "no regular file")
 
 
 def test_data_that_does_not_fit_into_memory_is_refused_before_it_is_read_with_the_bytes(
