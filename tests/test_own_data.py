@@ -336,6 +336,40 @@ def test_a_list_of_paths_and_labels_is_read_as_paths(dann_run: Path, tmp_path: P
     assert sorted(pd.read_csv(tmp_path / "p.csv")["image_name"]) == ["a b.png", "c.png", "sub/d.png"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    ['"a b.png"', "'a b.png' 3", '"a b.png",3', r"sub\c.png", r'"sub\c.png" 3', "~/c.png", '"~/c.png"', "#1.png"],
+)
+def test_a_line_of_a_list_is_the_path_that_it_means_and_comments_are_none(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tree(tmp_path / "in", "a b.png", "sub/c.png", "#1.png")
+    monkeypatch.setenv("HOME", str(home / "sub"))
+    (home / "list.txt").write_text(f"# my images 2024\n#other.png\n{line}\nabsent.png\n" + "x" * 300)
+    _, names, _ = inference.list_inputs(home / "list.txt")
+    found = [home / name for name in names if (name[0] == "/" or len(name) < 99) and (home / name).is_file()]
+    assert (len(names), len(found)) == (3, 1)
+
+
+@pytest.mark.parametrize("spelt", ["{}", "./{}", ".\\{}", "sub/../{}"])
+def test_rows_of_labels_that_name_no_predicted_image_are_counted_and_named(
+    spelt: str, dann_run: Path, tmp_path: Path
+) -> None:
+    tree(tmp_path / "in", *[f"sub/{i}.png" for i in range(9)])
+    known = [spelt.format(f"sub/{i}.png").replace("/", "\\" if "\\" in spelt else "/") for i in range(5)]
+    for foreign in ([], ["sub/5.jpg", "SUB/6.png", "7.png"]):
+        rows = "".join(f"{name},3\n" for name in [*known, *foreign])
+        (tmp_path / "labels.csv").write_text(f"image_name,label\n{rows}")
+        flags = ["--checkpoint", dann_run, "--test_loc", tmp_path / "in", "--out_path", tmp_path / "p.csv"]
+        code, out, error = ended(inference, *flags, "--labels", tmp_path / "labels.csv")
+        assert (code, "of 5 labelled" in out, error.count("\n")) == (0, True, int(bool(foreign)))
+    assert re.search(r"3 of 8 rows.*(5\.jpg|6\.png|7\.png).*4 images", error)
+
+
+def test_labels_that_are_a_folder_are_not_said_to_be_absent(tmp_path: Path) -> None:
+    refused(lambda: inference.read_labels(tmp_path, ["3"]), str(tmp_path), "folder")
+
+
 def test_a_tilde_behind_an_equals_sign_is_the_home_folder(
     dann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -560,6 +594,17 @@ def test_right_and_sure_answers_are_no_collapse(labels: list[int], classes: int)
     assert collapse(sure(labels, classes), classes, len(labels)) == []
 
 
+@pytest.mark.parametrize("labels", [[0] * 5, [1] * 2, [2], [0] * 9])
+def test_a_handful_of_images_of_one_class_is_no_collapse(labels: list[int]) -> None:
+    assert collapse(sure(labels, 3), 3, len(labels)) == []
+
+
+@pytest.mark.parametrize("labels", [[0] * 30, [0] * 995 + [1] * 5, [1] * 500 + [0]])
+def test_a_target_nearly_of_one_class_is_told_as_one_that_may_be_so(labels: list[int]) -> None:
+    (said,) = collapse(sure(labels, 2), 2, len(labels))
+    assert "unless the target is like that" in said
+
+
 @pytest.mark.parametrize("classes", [2, 10, 65])
 def test_one_answer_for_every_image_is_a_collapse_whatever_the_number_of_classes(classes: int) -> None:
     assert collapse(sure([1] * 100, classes), classes, 100)
@@ -594,6 +639,16 @@ def test_a_warning_of_a_library_becomes_one_line_of_ours(tmp_path: Path) -> None
     code = "import warnings\nfrom utils import run_script\nrun_script(lambda: warnings.warn('odd\\nthing') or {})"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(train.__file__).parent, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "note: odd thing\n")
+
+
+@pytest.mark.parametrize("outcome", ["{}", "{'left_out': [1]}", "{'interrupted': True}"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_output_changes_no_exit_code(closed: str, outcome: str) -> None:
+    code = f"import utils\np = utils.Progress(2, 'x', 'y')\np.say('x'), print('x'), utils.note('x')\nreturn {outcome}"
+    code = "from utils import run_script\ndef work():\n " + code.replace("\n", "\n ") + "\nrun_script(work)"
+    home = Path(train.__file__).parent
+    done = subprocess.run(["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, code], cwd=home, capture_output=True)
+    assert done.returncode == {"{}": 0, "{'left_out': [1]}": 1}.get(outcome, 130)
 
 
 def test_permission_to_list_a_folder_is_asked_for(unprivileged: Path) -> None:
