@@ -48,7 +48,6 @@ PANELS: dict[str, tuple[str, float | None, float | None, str]] = {
 MOST_NAMES = 20  # classes whose names are written into a picture
 MISTAKES = 40  # most confident wrong answers in one picture
 LONGEST = 24  # letters of a class's name that are written at an axis or in a legend
-logging.getLogger("matplotlib").setLevel(logging.ERROR)  # which weight of a font it takes is nobody's concern
 
 
 @contextlib.contextmanager
@@ -59,6 +58,7 @@ def picture(path: Path, width: float, height: float, title: str = "", names: Ite
     """
     odd = "".join(sorted({letter for word in (title, *names) for letter in word if not letter.isascii()}))
     settings: Any = {"text.parse_math": False, "font.family": fonts_for(odd)}  # a class may be called $5
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # which weight of a font it takes is no news
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # fonts_for has told
         figure = Figure(figsize=(width, height), layout="constrained")
