@@ -433,6 +433,19 @@ def test_names_of_a_script_that_no_font_here_has_are_drawn_as_boxes_and_one_sent
     assert re.search(f"no font .*[{name}]", said[0])
 
 
+def test_each_script_that_some_font_here_has_is_drawn_in_that_font(capfd: pytest.CaptureFixture[str]) -> None:
+    stix = plots.font_manager.get_font(plots.font_manager.findfont("STIXGeneral")).get_charmap()
+    default = plots.font_manager.get_font(plots.font_manager.findfont("DejaVu Sans")).get_charmap()
+    letter = next(chr(code) for code in stix if code not in default and chr(code).isprintable())
+    for text in (letter, f"{letter}白"):  # what one font lacks does not cost what another has
+        plots.fonts_for.cache_clear()
+        family = plots.fonts_for(text)
+        fonts = [plots.font_manager.get_font(plots.font_manager.findfont(name)) for name in family]
+        assert family[0] == "DejaVu Sans"
+        assert any(ord(letter) in font.get_charmap() for font in fonts)
+    assert repr(letter)[1:-1] not in capfd.readouterr().err
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("count", "length"), [(2, 45), (3, 60), (10, 100), (20, 100), (65, 250)])
 def test_long_names_are_cut_so_that_each_stands_in_the_figure_and_is_still_told_apart(
