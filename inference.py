@@ -15,6 +15,7 @@ the label of an image that lies between two classes.
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,7 @@ from utils import (
     bounded,
     choose_device,
     choose_precision,
+    note,
     run_script,
     shown,
     user_path,
@@ -145,7 +147,7 @@ def list_inputs(test_loc: Path) -> tuple[Path, list[str], dict[str, str]]:
     Names alone, as Paths take several times their memory. Raises UserError where it means no image.
 
     A folder: every image below it. A CSV: its column image_name, files as training finds them. A .txt: a path a line,
-    absolute or relative to the list's folder, and perhaps a label behind it.
+    absolute or relative to the list's folder, and perhaps a label behind it; lines of a # and no file are comments.
     """
     if test_loc.is_dir():
         return test_loc, some_images(image_names(test_loc), test_loc), {}
@@ -155,11 +157,13 @@ def list_inputs(test_loc: Path) -> tuple[Path, list[str], dict[str, str]]:
         return home, sorted(listing.names), {name: str(path) for name, path in both if path != home / name}
     if test_loc.is_file() and test_loc.suffix.lower() == ".txt":
         try:
-            lines = read_text(test_loc).splitlines()
+            lines = [line.strip() for line in read_text(test_loc).splitlines()]
         except ValueError as error:
             raise UserError(f"--test_loc {test_loc} is no text; list one path a line.") from error
-        names = {path_in_line(test_loc.parent, line.strip()) for line in lines if line.strip()}
-        return test_loc.parent, some_images(sorted(names), test_loc), {}
+        home = test_loc.parent
+        names = {path_in_line(home, line) for line in lines if line}
+        names = {name for name in names if name[0] != "#" or os.path.isfile(home / name)}
+        return home, some_images(sorted(names), test_loc), {}
     raise UserError(
         f"--test_loc {test_loc} is neither a folder of images nor a .csv or .txt that lists them; name one."
     )
@@ -173,15 +177,29 @@ def some_images(names: list[str], test_loc: Path) -> list[str]:
 
 
 def path_in_line(home: Path, line: str) -> str:
-    """The path of a line of a list: the whole of it, or what stands before the separator and a label."""
+    """The path of a line of a list: the whole of it, or what stands before the separator and a label.
+
+    It may stand in quotes, have backslashes, and begin with ~.
+    """
     shorter = (line[: found.start()] for found in re.finditer(r"[\s,;]+[^\s,;]*$", line))
-    return next((name for name in (line, *shorter) if (home / name).is_file()), line)
+    for name in (line, *shorter):
+        bare = name.strip("\"'")
+        for meant in (name, bare, slashed(bare), os.path.expanduser(slashed(bare))):
+            if os.path.isfile(home / meant):
+                return meant
+    return line
+
+
+def slashed(path: str) -> str:
+    """A path as this system writes it, of one that Windows may have written."""
+    return path.replace("\\", "/")
 
 
 def read_labels(csv: Path, classes: list[str]) -> dict[str, str]:
     """Label by image name of a CSV to score against; UserError for a CSV without labels or with foreign ones."""
     if not csv.is_file():
-        raise UserError(f"--labels {csv} does not exist; name a CSV with the columns image_name,label.")
+        why = "is a folder" if csv.is_dir() else "does not exist"
+        raise UserError(f"--labels {csv} {why}; name a CSV with the columns image_name,label.")
     listing = list_csv(csv, with_labels=True, find=False)
     if listing.labels is None:
         raise UserError(f"--labels {csv} has no labels; its first line must be image_name,label.")
@@ -195,9 +213,19 @@ def score(predicted: dict[str, str], wanted: dict[str, str], classes: list[str])
 
     Raises UserError when no predicted image has a label.
     """
+    predicted, wanted = ({os.path.normpath(slashed(k)): v for k, v in names.items()} for names in (predicted, wanted))
     pairs = [(wanted[name], answer) for name, answer in predicted.items() if name in wanted]
+    foreign = sorted(wanted.keys() - predicted.keys())
     if not pairs:
-        raise UserError("--labels names none of the predicted images; its image_name must be relative to --test_loc.")
+        raise UserError(
+            f"--labels names none of the predicted images ({foreign[0]}, for one); its image_name must be relative to "
+            "--test_loc, with the ending."
+        )
+    if foreign:
+        note(
+            f"{len(foreign)} of {len(wanted)} rows of --labels name no predicted image, such as {foreign[0]}; "
+            f"{len(predicted) - len(pairs)} images have no label."
+        )
     label, answer = (pd.Categorical(column, classes) for column in zip(*pairs, strict=True))
     confusion = pd.crosstab(label, answer, rownames=["label"], colnames=["answer"], dropna=False)
     right = np.diag(confusion)

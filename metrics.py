@@ -23,7 +23,7 @@ from losses import entropy
 from model import DANN
 
 EVAL_BATCH = {"cpu": 128}  # 1.0 to 1.09 times the rate of 64, which had 1.4 times that of 512; elsewhere 2048
-MINIMUM = 10  # images of a domain for which a proxy A-distance means anything
+MINIMUM = 10  # images of a domain for which a proxy A-distance, or a doubt in the answers, means anything
 SCORES = ("entropy", "diversity", "information_maximisation", "soft_neighbourhood_density")
 
 # Answers
@@ -157,16 +157,16 @@ def unsure(scores: dict[str, Any]) -> bool:
 def collapse(last: dict[str, Any], num_classes: int, count: int) -> list[str]:
     """What the last line of metrics.jsonl gives cause to doubt in the answers, a sentence each; no label is used.
 
-    count: images answered, which cannot show more classes than that. A target need not have all classes: answers that
-    are sure and spread over some of them are no collapse.
+    count: images answered, which cannot show more classes than that; a handful shows nothing. A target need not have
+    all classes: answers that are sure and spread over some of them are no collapse.
     """
-    if last.get("diversity") is None:
+    if last.get("diversity") is None or count < MINIMUM:
         return []
     share, answered, most = last.get("top_class_share") or 0.0, math.exp(last["diversity"]), min(num_classes, count)
-    if (answered < 1.05 or share > 0.99) and count > 1:
+    if answered < 1.05 or share > 0.99:
         return [
-            "every target image, or nearly every, gets the same answer: the features have collapsed; try another "
-            "--seed, a lower -lr or more steps."
+            "every target image, or nearly every, gets the same answer: unless the target is like that, the features "
+            "have collapsed; try another --seed, a lower -lr or more steps."
         ]
     found = []
     if unsure(last):

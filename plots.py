@@ -1,6 +1,9 @@
 """Figures: curves of runs, latent spaces by class and by domain, in colours for colour-blind readers too."""
 
 import contextlib
+import logging
+import re
+import textwrap
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -44,19 +47,24 @@ PANELS: dict[str, tuple[str, float | None, float | None, str]] = {
 }
 MOST_NAMES = 20  # classes whose names are written into a picture
 MISTAKES = 40  # most confident wrong answers in one picture
+LONGEST = 24  # letters of a class's name that are written at an axis or in a legend
 
 
 @contextlib.contextmanager
-def picture(path: Path, width: float, height: float, words: Iterable[str] = ()) -> Iterator[Figure]:
+def picture(path: Path, width: float, height: float, title: str = "", names: Iterable[str] = ()) -> Iterator[Figure]:
     """A figure, its size in inches, written to `path` whole or not at all; no setting of matplotlib stays changed.
 
-    words: what is written in it of the user's own, class names for one, in any script that a font here has.
+    names: what is written in it of the user's own, class names for one, in any script that a font here has.
     """
-    odd = "".join(sorted({letter for word in words for letter in word if not letter.isascii()}))
+    odd = "".join(sorted({letter for word in (title, *names) for letter in word if not letter.isascii()}))
     settings: Any = {"text.parse_math": False, "font.family": fonts_for(odd)}  # a class may be called $5
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # which weight of a font it takes is no news
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # fonts_for has told
         figure = Figure(figsize=(width, height), layout="constrained")
+        if title:
+            lines = [textwrap.fill(shorter(line, 500), int(11 * width)) for line in title.splitlines()]
+            figure.suptitle("\n".join(lines), fontsize=9)
         yield figure
         with atomic_path(path) as part:
             figure.savefig(part, dpi=120, format="png")
@@ -68,14 +76,33 @@ def fonts_for(text: str) -> list[str]:
     family = ["DejaVu Sans"]
     default = font_manager.get_font(font_manager.findfont(family[0]))
     missing = {ord(letter) for letter in text if letter.isprintable()} - default.get_charmap().keys()
-    for font in font_manager.fontManager.ttflist if missing else ():
+    for font in font_manager.fontManager.ttflist:
+        if not missing:
+            break
+        if "lastresort" in font.name.lower().replace(" ", ""):  # has a box for every character
+            continue
         with contextlib.suppress(Exception):  # a damaged font of the system is none
-            if missing <= font_manager.get_font(font.fname).get_charmap().keys():
-                return [*family, font.name]
+            known = missing & font_manager.get_font(font.fname).get_charmap().keys()
+            family += [font.name] * bool(known)
+            missing -= known
     if missing:
         letters = "".join(map(chr, sorted(missing)[:5]))
         note(f"no font of this system has {letters!r}, so figures show boxes; install one, such as Noto Sans CJK.")
     return family
+
+
+def shorter(name: str, limit: int = LONGEST) -> str:
+    """A name as a figure shows it: without its middle where it is long, and with a mark for bytes that are no text."""
+    name = re.sub("[\ud800-\udfff]", "\ufffd", name)
+    end = limit // 3
+    return name if len(name) <= limit else f"{name[: limit - 1 - end]}…{name[-end:]}"
+
+
+def legend(figure: Figure, handles: list[Any], names: Iterable[str], limit: int = LONGEST, **more: Any) -> None:
+    """Say outside the axes what is what."""
+    made = figure.legend(handles, ["-"] * len(handles), fontsize=9, **more)
+    for text, name in zip(made.get_texts(), names, strict=True):  # a label that begins with _ would be left out
+        text.set_text(shorter(name, limit))
 
 
 def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -87,7 +114,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     panels = {key: panel for key, panel in PANELS.items() if key in logged}
     columns = min(4, max(1, len(panels)))
     rows = -(-max(1, len(panels)) // columns)
-    with picture(path, 3.4 * columns, 2.9 * rows + 0.3 + 0.2 * len(runs), runs) as figure:
+    with picture(path, 3.4 * columns, 2.9 * rows + 0.3 + 0.2 * len(runs), names=runs) as figure:
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
@@ -107,8 +134,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         for axes in grid[max(0, len(panels) - columns) : len(panels)]:
             axes.set_xlabel("step", fontsize=9)
         if panels:
-            handles, names = grid[0].get_legend_handles_labels()
-            figure.legend(handles, names, loc="outside upper left", fontsize=9)
+            legend(figure, grid[0].lines[: len(runs)], runs, 34 * columns, loc="outside upper left")
 
 
 def draw_confusion(labels: np.ndarray, answers: np.ndarray, classes: list[str], title: str, path: Path) -> None:
@@ -119,8 +145,10 @@ def draw_confusion(labels: np.ndarray, answers: np.ndarray, classes: list[str], 
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(counts, (labels, answers), 1)
     shares = counts / counts.sum(1, keepdims=True).clip(1)
-    side = min(14.0, 3 + 0.45 * len(classes))
-    with picture(path, side + 0.8, side, [title, *classes]) as figure:
+    names = [shorter(name) for name in classes]
+    longest = max(map(len, names))
+    side = min(14.0, 3 + 0.45 * len(classes)) + 0.08 * longest
+    with picture(path, side + 0.8, side, title, classes) as figure:
         axes = figure.subplots()
         shades = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         if len(classes) <= 25:  # more would not be legible
@@ -129,12 +157,10 @@ def draw_confusion(labels: np.ndarray, answers: np.ndarray, classes: list[str], 
                 axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=8,
                           color="white" if dark else "black")  # fmt: skip
         step = max(1, len(classes) // 40)
-        names = [f"{name} ({count})" for name, count in zip(classes, counts.sum(1), strict=True)]
         ticks = range(0, len(classes), step)
-        axes.set_xticks(ticks, classes[::step], rotation=90 if max(map(len, classes)) > 3 else 0)
-        axes.set_yticks(ticks, names[::step])
+        axes.set_xticks(ticks, names[::step], rotation=90 if longest > 3 else 0)
+        axes.set_yticks(ticks, [f"{names[k]} ({counts[k].sum()})" for k in ticks])
         axes.set(xlabel="answer", ylabel="label (images)")
-        axes.set_title(title, fontsize=9, wrap=True)
         figure.colorbar(shades, ax=axes, label="share of the label's images", shrink=0.8)
 
 
@@ -149,31 +175,24 @@ def draw_mistakes(
     wrong = np.flatnonzero(answers != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
     columns, rows = 8, -(-max(1, len(worst)) // 8)
-    with picture(path, 10, 0.7 + 1.65 * rows, [title, *classes]) as figure:
+    which = f"the {len(worst)} most confident of" if len(worst) < len(wrong) else "all"
+    which = f"{which} {len(wrong)} mistakes" if len(wrong) > 1 else "the only mistake"
+    words = f"{which}: label as answer, confidence" if len(wrong) else "no mistake"
+    with picture(path, 10, 0.7 + 1.65 * rows, f"{title}\n{words}", classes) as figure:
         axes = figure.subplots()
         for place, i in enumerate(worst):  # one pair of axes for all: 40 take four times as long
             row, column = divmod(place, columns)
             axes.imshow(images[i], extent=(column + 0.04, column + 0.96, 1.32 * row + 1.22, 1.32 * row + 0.3))
-            label, answer = (shorter(classes[k]) for k in (labels[i], answers[i]))
+            label, answer = (shorter(classes[k], 8) for k in (labels[i], answers[i]))
             between = ", " if len(label + answer) < 8 else "\n"
             text = f"{label} as {answer}{between}{confidence[i]:.2f}"
             axes.text(column + 0.5, 1.32 * row + 0.28, text, fontsize=8, ha="center", va="bottom")
         axes.set(xlim=(0, columns), ylim=(1.32 * rows, 0), aspect="equal")
         axes.set_axis_off()
-        which = f"the {len(worst)} most confident of" if len(worst) < len(wrong) else "all"
-        which = f"{which} {len(wrong)} mistakes" if len(wrong) > 1 else "the only mistake"
-        words = f"{which}: label as answer, confidence" if len(wrong) else "no mistake"
-        figure.suptitle(f"{title}\n{words}", fontsize=9)
 
 
-def shorter(name: str, limit: int = 8) -> str:
-    """A class's name, cut where it would run into its neighbour's."""
-    return name if len(name) <= limit else f"{name[: limit - 1]}…"
-
-
-def scatter_axes(figure: Figure, title: str) -> Any:
+def scatter_axes(figure: Figure) -> Any:
     axes = figure.subplots()
-    axes.set_title(title, fontsize=10)
     axes.set_aspect("equal", adjustable="datalim")
     axes.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
     return axes
@@ -195,8 +214,8 @@ def draw_by_class(
         {"s": 11, "alpha": 0.45, "edgecolors": "none"},
         {"s": 16, "alpha": 0.95, "edgecolors": "black", "linewidths": 0.3},
     ]
-    with picture(path, 8.4, 7, [title, *names, *classes]) as figure:
-        axes = scatter_axes(figure, title)
+    with picture(path, 8.4, 7, title, [*names, *classes]) as figure:
+        axes = scatter_axes(figure)
         for domain, style in enumerate(styles):
             chosen = domains == domain
             shade = colours[labels[chosen] + 1]
@@ -206,9 +225,9 @@ def draw_by_class(
         if len(classes) <= MOST_NAMES:
             marks += [("s", colours[k + 1], name) for k, name in enumerate(classes)]
             write_names(axes, points, domains, labels, classes, colours)
-        handles = [Line2D([], [], marker=m, linestyle="", color=colour, label=name) for m, colour, name in marks]
+        handles = [Line2D([], [], marker=m, linestyle="", color=colour) for m, colour, _ in marks]
         many = f"{len(classes)} classes:\nnames in latent.csv" if len(classes) > MOST_NAMES else None
-        figure.legend(handles=handles, loc="outside right upper", fontsize=9, title=many, title_fontsize=8)
+        legend(figure, handles, [name for *_, name in marks], loc="outside right center", title=many, title_fontsize=8)
 
 
 def write_names(
@@ -220,13 +239,14 @@ def write_names(
         middle = np.median(points[chosen & (domains == domains[chosen].min())], axis=0)
         box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "edgecolor": colours[k + 1]}
         size = 13 if max(map(len, classes)) < 4 else 9
-        axes.annotate(classes[k], middle, fontsize=size, weight="bold", ha="center", va="center", zorder=4, bbox=box)
+        name = shorter(classes[k], 12)
+        axes.annotate(name, middle, fontsize=size, weight="bold", ha="center", va="center", zorder=4, bbox=box)
 
 
 def draw_by_domain(points: np.ndarray, domains: np.ndarray, names: list[str], title: str, path: Path) -> None:
     """Scatter [N, 2] coloured and shaped by domain."""
-    with picture(path, 8.4, 7, [title, *names]) as figure:
-        axes = scatter_axes(figure, title)
+    with picture(path, 8.4, 7, title, names) as figure:
+        axes = scatter_axes(figure)
         for domain in range(2):
             chosen = domains == domain
             axes.scatter(
@@ -236,6 +256,5 @@ def draw_by_domain(points: np.ndarray, domains: np.ndarray, names: list[str], ti
                 color=DOMAIN_COLOURS[domain],
                 alpha=0.6,
                 linewidths=0,
-                label=names[domain],
             )
-        figure.legend(loc="outside right upper", fontsize=9, markerscale=1.5)
+        legend(figure, axes.collections, names, loc="outside right center", markerscale=1.5)

@@ -12,10 +12,10 @@ import errno
 import io
 import json
 import os
-import pickle
 import re
 import shutil
 import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -336,7 +336,8 @@ def resolve_checkpoint(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"--checkpoint {path} does not exist; name a run folder or a checkpoint file.")
+        why = "is no regular file" if path.exists() else "does not exist"
+        raise UserError(f"--checkpoint {path} {why}; name a run folder or a checkpoint file.")
     names = []
     if (path / "result.json").is_file():
         names.append(Path(read_json(path / "result.json", checkpoint=str)["checkpoint"]).name)
@@ -353,14 +354,44 @@ def resolve_checkpoint(path: Path) -> Path:
     raise UserError(f"--checkpoint {path} holds no last.pt ({there}); name {which}.")
 
 
-def check_size(path: Path) -> None:
-    """UserError for an empty file, or one that would unpack to more than MAX_BYTES: torch reads what its index says."""
-    size = path.stat().st_size
-    if size == 0:
+OTHER_FILES = {  # their first bytes -> what they are
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"GIF8": "a picture",
+    b"%PDF": "a PDF",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x93NUMPY": "an array of NumPy",
+}
+
+
+def check_kind(path: Path, start: bytes) -> None:
+    """UserError for a file that is none of torch's by its first bytes; says what it is where they say."""
+    if start.startswith((b"PK", b"\x80\x02")):  # archives, and the pickles that torch wrote before
+        return
+    if not start:
         raise UserError(f"{path} is empty; fetch or train it again.")
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a pointer of git-lfs and no checkpoint; fetch the file itself with git lfs pull.")
+    if start.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n").startswith(b"<"):  # behind the marks of UTF-8 and UTF-16
+        raise UserError(f"{path} is a web page and no checkpoint, as a failed download leaves; fetch it again.")
+    text = start.startswith((b"\xff\xfe", b"\xfe\xff")) or not re.search(rb"[\0-\x08\x0e-\x1f]", start)
+    kind = next((kind for magic, kind in OTHER_FILES.items() if start.startswith(magic)), "text" if text else "")
+    raise foreign(path, f"is {kind} and no checkpoint" if kind else "is no checkpoint of this program")
+
+
+def foreign(path: Path, what: str) -> UserError:
+    return UserError(f"{path} {what}; use one of train.py or of download.sh.")
+
+
+def check_archive(path: Path) -> None:
+    """UserError for an archive of another program, or one that would unpack to more than MAX_BYTES."""
+    size = path.stat().st_size
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            size = max(size, sum(entry.file_size for entry in archive.infolist()))
+            size = max(size, sum(entry.file_size for entry in archive.infolist()))  # torch reads what the index says
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+        if "data.pkl" not in names or "constants.pkl" in names:  # the latter: TorchScript
+            raise foreign(path, "is an exported model or another archive and no checkpoint")
     if size > MAX_BYTES:
         raise UserError(f"{path} unpacks to {size:,} bytes, more than {MAX_BYTES:,}: no checkpoint of this program.")
 
@@ -372,25 +403,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     no checkpoint of this program.
     """
     with naming(path), path.open("rb") as file:
-        if file.read(64).lstrip()[:1] == b"<":
-            raise UserError(f"{path} is a web page and no checkpoint, as a failed download leaves; fetch it again.")
+        check_kind(path, file.read(512))
     try:
-        check_size(path)
-        with torch.serialization.safe_globals([(PickledModule, name) for name in PUBLISHED_CLASSES]):
+        check_archive(path)
+        stand_ins: list[Any] = [(PickledModule, name) for name in PUBLISHED_CLASSES]
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's doubts about a file that it then refuses
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors and plain values and was not read ({_first_reason(error)}); "
-            "use a checkpoint of train.py or of download.sh."
-        ) from error
+    except UserError:
+        raise
     except Exception as error:  # torch and pickle raise nearly anything on a damaged file
-        raise UserError(
-            f"{path} is not a readable checkpoint ({_first_reason(error)}); fetch or train it again."
-        ) from error
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if named:
+            raise foreign(path, f"holds more than tensors and plain values ({named[1]}) and was not read") from error
+        raise UserError(f"{path} is damaged, or no checkpoint of this program; fetch or train it again.") from error
     if isinstance(content, PickledModule):
         return _from_published(path, content)
     if not isinstance(content, dict) or not set(content) >= KEYS:
-        raise UserError(f"{path} is not a checkpoint of this program; use one of train.py or of download.sh.")
+        raise foreign(path, "is not a checkpoint of this program")
     if isinstance(content["args"], dict):
         content["args"] = modern_args(content["args"])
     if isinstance(content["model"], dict):
@@ -423,14 +453,6 @@ def modern(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 found[f"{layer}{domain}.{what.removesuffix(f'_{domain[0]}')}"] = value
             found[f"{layer}{domain}.num_batches_tracked"] = torch.tensor(0)
     return found
-
-
-def _first_reason(error: Exception) -> str:
-    """The sentence of torch's message that names the cause, without its advice to read the file none the less."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if "GLOBAL" in line or "Unsupported" in line or "nsupported" in line]
-    line = (named or lines or [type(error).__name__])[0].removeprefix("WeightsUnpickler error: ")
-    return line.split(". ")[0][:160].rstrip(".:")
 
 
 def _flatten(module: PickledModule, prefix: str) -> dict[str, Tensor]:
@@ -509,7 +531,7 @@ def build_network(path: Path, checkpoint: dict[str, Any], device: torch.device) 
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
         raise UserError(
             f"{path}: the weights do not fit the network that the file states "
-            f"({_first_reason(error)}); train or fetch it again."
+            f"({(str(error).splitlines() or ['?'])[0][:160].rstrip('.:')}); train or fetch it again."
         ) from error
     return net.to(device).eval(), classes
 

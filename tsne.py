@@ -27,6 +27,8 @@ from plots import draw_by_class, draw_by_domain
 from runs import build_network, load_checkpoint, resolve_checkpoint
 from utils import DEVICES, SEED, Parser, UserError, atomic_path, bounded, choose_device, run_script, shown, user_path
 
+FILES = {".png", ".jpg", ".jpeg", ".svg", ".pdf", ".csv"}  # what a user who takes --out_path for a file may name
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
@@ -133,8 +135,8 @@ def write_coordinates(path: Path, sides: list[Side], classes: list[str], points:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Draw both figures; returns the accuracies and the proxy A-distance that the titles state, and the count."""
     args = build_parser().parse_args(argv)
-    if args.out_path.exists() and not args.out_path.is_dir():
-        raise UserError(f"--out_path {args.out_path} is a file; name a folder.")
+    if not args.out_path.is_dir() and (args.out_path.exists() or args.out_path.suffix.lower() in FILES):
+        raise UserError(f"--out_path {args.out_path} is a file, or named as one; name a folder for the three files.")
     file = resolve_checkpoint(args.checkpoint)
     checkpoint = load_checkpoint(file)
     net, classes = build_network(file, checkpoint, choose_device(args.device))

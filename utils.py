@@ -111,6 +111,9 @@ def run_script(main: Callable[[], dict[str, Any]]) -> NoReturn:
     An interrupted script ends with 130, the shell's code for Ctrl-C. `main` names what it left out in `left_out`.
     """
     script = Path(sys.argv[0]).name
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, `>&-`
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text

@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import prepare_data
@@ -56,6 +57,20 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs draw nothing: the figures take most of the time of a short run."""
     for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
         monkeypatch.setattr(train, name, lambda *_: None)
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Those that are drawn."""
+    drawn: list[Figure] = []
+    savefig = Figure.savefig
+
+    def kept(figure: Figure, *given: Any, **more: Any) -> None:
+        drawn.append(figure)
+        savefig(figure, *given, **more)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    return drawn
 
 
 def quick_run(root: Path, save_dir: Path, mode: str = "dann", target: str = "usps", *more: str) -> dict[str, Any]:

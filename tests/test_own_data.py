@@ -3,27 +3,35 @@
 Every test builds the tree that it is about, so that the oracle is what was built.
 """
 
+import gzip
+import io
 import os
+import pickle
 import random
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import QUICK, ended, stripes
+from matplotlib.figure import Figure
 from PIL import Image
 
 import inference
+import plots
 import train
 import tsne
 from dataset import class_names, image_names, list_split, of_known_classes, read_domain, read_image
 from metrics import collapse, validation_scores
-from plots import draw_by_class, fonts_for
+from runs import resolve_checkpoint
 from utils import UserError
 
 CLASSES = ("ash", "birch", "elm")
@@ -328,6 +336,40 @@ def test_a_list_of_paths_and_labels_is_read_as_paths(dann_run: Path, tmp_path: P
     assert sorted(pd.read_csv(tmp_path / "p.csv")["image_name"]) == ["a b.png", "c.png", "sub/d.png"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    ['"a b.png"', "'a b.png' 3", '"a b.png",3', r"sub\c.png", r'"sub\c.png" 3', "~/c.png", '"~/c.png"', "#1.png"],
+)
+def test_a_line_of_a_list_is_the_path_that_it_means_and_comments_are_none(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tree(tmp_path / "in", "a b.png", "sub/c.png", "#1.png")
+    monkeypatch.setenv("HOME", str(home / "sub"))
+    (home / "list.txt").write_text(f"# my images 2024\n#other.png\n{line}\nabsent.png\n" + "x" * 300)
+    _, names, _ = inference.list_inputs(home / "list.txt")
+    found = [home / name for name in names if (name[0] == "/" or len(name) < 99) and (home / name).is_file()]
+    assert (len(names), len(found)) == (3, 1)
+
+
+@pytest.mark.parametrize("spelt", ["{}", "./{}", ".\\{}", "sub/../{}"])
+def test_rows_of_labels_that_name_no_predicted_image_are_counted_and_named(
+    spelt: str, dann_run: Path, tmp_path: Path
+) -> None:
+    tree(tmp_path / "in", *[f"sub/{i}.png" for i in range(9)])
+    known = [spelt.format(f"sub/{i}.png").replace("/", "\\" if "\\" in spelt else "/") for i in range(5)]
+    for foreign in ([], ["sub/5.jpg", "SUB/6.png", "7.png"]):
+        rows = "".join(f"{name},3\n" for name in [*known, *foreign])
+        (tmp_path / "labels.csv").write_text(f"image_name,label\n{rows}")
+        flags = ["--checkpoint", dann_run, "--test_loc", tmp_path / "in", "--out_path", tmp_path / "p.csv"]
+        code, out, error = ended(inference, *flags, "--labels", tmp_path / "labels.csv")
+        assert (code, "of 5 labelled" in out, error.count("\n")) == (0, True, int(bool(foreign)))
+    assert re.search(r"3 of 8 rows.*(5\.jpg|6\.png|7\.png).*4 images", error)
+
+
+def test_labels_that_are_a_folder_are_not_said_to_be_absent(tmp_path: Path) -> None:
+    refused(lambda: inference.read_labels(tmp_path, ["3"]), str(tmp_path), "folder")
+
+
 def test_a_tilde_behind_an_equals_sign_is_the_home_folder(
     dann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,20 +402,91 @@ def test_features_that_are_all_alike_are_refused_and_do_not_crash() -> None:
 def test_sixty_five_classes_are_drawn_and_no_name_covers_a_point(tmp_path: Path) -> None:
     rng, n = np.random.default_rng(0), 400
     names = [f"class number {k}" for k in range(65)]
-    draw_by_class(rng.normal(size=(n, 2)), np.repeat([0, 1], n // 2), rng.integers(0, 65, n), names, ["s", "t"], "65",
-                  tmp_path / "p.png")  # fmt: skip
+    plots.draw_by_class(rng.normal(size=(n, 2)), np.repeat([0, 1], n // 2), rng.integers(0, 65, n), names, ["s", "t"],
+                        "65", tmp_path / "p.png")  # fmt: skip
     assert Image.open(tmp_path / "p.png").size == (1008, 840)
 
 
-def test_class_names_in_any_script_come_with_a_font_or_one_sentence(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def draw_all(folder: Path, classes: list[str], names: tuple[str, str] = ("s", "t"), title: str = "title") -> None:
+    """Every figure of answers, of 40 images and these classes."""
+    rng, k = np.random.default_rng(0), len(classes)
+    labels, p = np.arange(40) % k, rng.dirichlet(np.ones(k), 40)
+    points, domains = rng.normal(size=(40, 2)), np.repeat([0, 1], 20)
+    plots.draw_confusion(labels, p.argmax(1), classes, title, folder / "confusion.png")
+    plots.draw_mistakes(np.zeros((40, 8, 8, 3), np.uint8), labels, p, classes, title, folder / "mistakes.png")
+    plots.draw_by_class(points, domains, labels, classes, list(names), title, folder / "by_class.png")
+    plots.draw_by_domain(points, domains, list(names), title, folder / "by_domain.png")
+    plots.draw_curves({name: [{"step": 1, "L_y": 0.5}] for name in classes}, folder / "curves.png")
+
+
+@pytest.mark.parametrize("name", ["白桦", "カバ", "자작", "ต้นไม้", "भोजपत्र", "🦩"])
+def test_names_of_a_script_that_no_font_here_has_are_drawn_as_boxes_and_one_sentence_says_so(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fonts_for.cache_clear()
-    draw_by_class(np.eye(2), np.array([0, 1]), np.array([0, 1]), ["白桦", "榆树"], ["s", "t"], "t", tmp_path / "p.png")
-    said = capfd.readouterr().err
-    assert len(fonts_for("st t白桦榆树")) == 2 or said.startswith("note:")
-    assert "Glyph" not in said
-    assert said.count("\n") <= 1
+    own = [font for font in plots.font_manager.fontManager.ttflist if "mpl-data" in font.fname]
+    monkeypatch.setattr(plots.font_manager.fontManager, "ttflist", own)  # matplotlib's, as on a bare system
+    plots.fonts_for.cache_clear()
+    draw_all(tmp_path, [name, "elm"])
+    plots.fonts_for.cache_clear()
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert re.search(f"no font .*[{name}]", said[0])
+
+
+def test_each_script_that_some_font_here_has_is_drawn_in_that_font(capfd: pytest.CaptureFixture[str]) -> None:
+    stix = plots.font_manager.get_font(plots.font_manager.findfont("STIXGeneral")).get_charmap()
+    default = plots.font_manager.get_font(plots.font_manager.findfont("DejaVu Sans")).get_charmap()
+    letter = next(chr(code) for code in stix if code not in default and chr(code).isprintable())
+    for text in (letter, f"{letter}白"):  # what one font lacks does not cost what another has
+        plots.fonts_for.cache_clear()
+        family = plots.fonts_for(text)
+        fonts = [plots.font_manager.get_font(plots.font_manager.findfont(name)) for name in family]
+        assert family[0] == "DejaVu Sans"
+        assert any(ord(letter) in font.get_charmap() for font in fonts)
+    assert repr(letter)[1:-1] not in capfd.readouterr().err
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("count", "length"), [(2, 45), (3, 60), (10, 100), (20, 100), (65, 250)])
+def test_long_names_are_cut_so_that_each_stands_in_the_figure_and_is_still_told_apart(
+    count: int, length: int, tmp_path: Path, figures: list[Figure]
+) -> None:
+    classes = [f"{k:02d} {'Wide name ' * 25}"[: length - 2] + f"{k:02d}" for k in range(count)]
+    draw_all(tmp_path, classes, ("/data/" * 20, "t" * 150), "run name " * 25)
+    confusion = figures[0].axes[0]
+    for ticks in (confusion.get_xticklabels(), confusion.get_yticklabels()):
+        assert len({tick.get_text() for tick in ticks}) == count
+    for figure in figures:
+        figure.draw_without_rendering()
+        texts = [text for legend in figure.legends for text in legend.get_texts()]
+        texts += [*confusion.get_xticklabels(), *confusion.get_yticklabels()] if figure is figures[0] else []
+        for text in texts:
+            box = text.get_window_extent()
+            assert 0 <= box.x0 <= box.x1 <= figure.bbox.x1, text
+            assert 0 <= box.y0 <= box.y1 <= figure.bbox.y1, text
+
+
+def test_a_name_that_begins_with_an_underscore_stands_in_each_legend(tmp_path: Path, figures: list[Figure]) -> None:
+    draw_all(tmp_path, ["_noise_", "elm"], ("_s", "t"))
+    legends = [[text.get_text() for text in figure.legends[0].get_texts()] for figure in figures if figure.legends]
+    assert legends == [["_s", "t", "_noise_", "elm"], ["_s", "t"], ["_noise_", "elm"]]
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\xff\xfe", b"\xe7\x99"])
+def test_a_class_folder_whose_name_is_no_utf_8_is_trained_drawn_and_predicted(name: bytes, tmp_path: Path) -> None:
+    folder = os.fsdecode(name)
+    files = [f"{s}/{label}/{i}.png" for s in ("train", "val") for label in (folder, "elm") for i in range(9)]
+    shutil.copytree(tree(tmp_path / "d", *files), tmp_path / "t")
+    flags = ["--data_root", tmp_path, "--source_file", "d", "--target_file", "t", "--train_mode", "dann", *QUICK]
+    code, _, error = ended(train, *flags, "--save_dir", tmp_path / "runs", "--run_name", "run")
+    assert (code, error) == (0, "")
+    run = tmp_path / "runs" / "run"
+    assert {"curves.png", "confusion.png", "mistakes.png", "result.json"} <= {file.name for file in run.iterdir()}
+    assert ended(tsne, "--checkpoint", run, "--data_root", tmp_path, "--out_path", tmp_path / "f")[0] == 0
+    flags = ["--checkpoint", run, "--test_loc", tmp_path / "d" / "val", "--out_path", tmp_path / "p.csv", "--probs"]
+    assert ended(inference, *flags)[0] == 0
+    assert b"p_" + name in (tmp_path / "p.csv").read_bytes()
+    assert name in (tmp_path / "f" / "latent.csv").read_bytes()
 
 
 def test_two_runs_started_at_once_with_the_default_name_get_a_folder_each(small_data: Path, tmp_path: Path) -> None:
@@ -393,7 +506,11 @@ def test_resume_with_nothing_there_says_that_it_starts_anew(
     assert "new" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>", b"\n <html><head>", b"<?xml version='1.0'?>"])
+PAGES = [b"<!DOCTYPE html><html>", b"\n <html><head>", b"<?xml version='1.0'?>"]
+PAGES += ["<html>".encode(encoding) for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be")]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_a_web_page_saved_as_a_checkpoint_is_called_a_web_page(tmp_path: Path, page: bytes) -> None:
     (tree(tmp_path, "in/0.png") / "x.pt").write_bytes(page + bytes(500))
     code, _, error = ended(
@@ -402,6 +519,63 @@ def test_a_web_page_saved_as_a_checkpoint_is_called_a_web_page(tmp_path: Path, p
     assert code == 2
     assert "x.pt" in error
     assert "web page" in error
+
+
+def written(write: Callable[[Any], object]) -> bytes:
+    """What a library writes into a file."""
+    box = io.BytesIO()
+    write(box)
+    return box.getvalue()
+
+
+def exported(file: Any) -> None:
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)), file)
+
+
+def scripted(file: Any) -> None:
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), file)
+
+
+def in_protocol(number: int, file: Any) -> None:
+    torch.save(torch.nn.Linear(2, 2), file, pickle_protocol=number)
+
+
+OTHERS: dict[str, tuple[bytes | Callable[[Any], object], str]] = {
+    "PNG": (lambda file: Image.new("RGB", (9, 9)).save(file, "PNG"), "picture"),
+    "JPEG": (lambda file: Image.new("RGB", (9, 9)).save(file, "JPEG"), "picture"),
+    "PDF": (b"%PDF-1.4\n\xe2\xe3", "PDF"),
+    "CSV": (b"image_name,label\n0.png,3\n", "text"),
+    "JSON": (b'{"checkpoint": "last.pt"}', "text"),
+    "words": (b"(101)", "text"),
+    "UTF-16": ("words".encode("utf-16"), "text"),
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    "gzip": (gzip.compress(b"words"), "gzip"),
+    "npy": (lambda file: np.save(file, np.ones(3)), "NumPy"),
+    "npz": (lambda file: np.savez(file, a=np.ones(3)), "archive"),
+    "TorchScript": (scripted, "exported model"),
+    "pt2": (exported, "exported model"),
+    "a module in protocol 4": (partial(in_protocol, 4), "no checkpoint of this program"),
+    "a pickle in protocol 4": (pickle.dumps([1], 4), "no checkpoint of this program"),
+    "zeros": (bytes(99), "no checkpoint of this program"),
+    "empty": (b"", "empty"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("kind", OTHERS)
+def test_another_file_than_a_checkpoint_is_called_what_it_is_without_words_of_torch(kind: str, tmp_path: Path) -> None:
+    content, names = OTHERS[kind]
+    file = tree(tmp_path, "in/0.png") / "x.pt"
+    file.write_bytes(content if isinstance(content, bytes) else written(content))
+    flags = ["--checkpoint", file, "--test_loc", tmp_path / "in", "--out_path", tmp_path / "o"]
+    code, out, error = ended(inference, *flags)
+    assert (code, out, error.count("\n"), error.count(str(file))) == (2, "", 1, 1)
+    assert names in error
+    assert not re.search("enforce|operand|pickle|Reader|WeightsUnpickler|torch", error)
+
+
+def test_a_checkpoint_that_is_no_regular_file_is_not_said_to_be_absent() -> None:
+    refused(lambda: resolve_checkpoint(Path(os.devnull)), os.devnull, "no regular file")
 
 
 def test_data_that_does_not_fit_into_memory_is_refused_before_it_is_read_with_the_bytes(
@@ -431,6 +605,17 @@ def sure(labels: list[int], classes: int) -> dict[str, float]:
 )
 def test_right_and_sure_answers_are_no_collapse(labels: list[int], classes: int) -> None:
     assert collapse(sure(labels, classes), classes, len(labels)) == []
+
+
+@pytest.mark.parametrize("labels", [[0] * 5, [1] * 2, [2], [0] * 9])
+def test_a_handful_of_images_of_one_class_is_no_collapse(labels: list[int]) -> None:
+    assert collapse(sure(labels, 3), 3, len(labels)) == []
+
+
+@pytest.mark.parametrize("labels", [[0] * 30, [0] * 995 + [1] * 5, [1] * 500 + [0]])
+def test_a_target_nearly_of_one_class_is_told_as_one_that_may_be_so(labels: list[int]) -> None:
+    (said,) = collapse(sure(labels, 2), 2, len(labels))
+    assert "unless the target is like that" in said
 
 
 @pytest.mark.parametrize("classes", [2, 10, 65])
@@ -467,6 +652,16 @@ def test_a_warning_of_a_library_becomes_one_line_of_ours(tmp_path: Path) -> None
     code = "import warnings\nfrom utils import run_script\nrun_script(lambda: warnings.warn('odd\\nthing') or {})"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(train.__file__).parent, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "note: odd thing\n")
+
+
+@pytest.mark.parametrize("outcome", ["{}", "{'left_out': [1]}", "{'interrupted': True}"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_output_changes_no_exit_code(closed: str, outcome: str) -> None:
+    code = f"import utils\np = utils.Progress(2, 'x', 'y')\np.say('x'), print('x'), utils.note('x')\nreturn {outcome}"
+    code = "from utils import run_script\ndef work():\n " + code.replace("\n", "\n ") + "\nrun_script(work)"
+    home = Path(train.__file__).parent
+    done = subprocess.run(["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, code], cwd=home, capture_output=True)
+    assert done.returncode == {"{}": 0, "{'left_out': [1]}": 1}.get(outcome, 130)
 
 
 def test_permission_to_list_a_folder_is_asked_for(unprivileged: Path) -> None:

@@ -1,28 +1,12 @@
 """Figures show the numbers they are given, whole or not at all."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 from conftest import quick_run
 from matplotlib.figure import Figure
 
 import plots
-
-
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Those that are drawn."""
-    drawn: list[Figure] = []
-    savefig = Figure.savefig
-
-    def kept(figure: Figure, *given: Any, **more: Any) -> None:
-        drawn.append(figure)
-        savefig(figure, *given, **more)
-
-    monkeypatch.setattr(Figure, "savefig", kept)
-    return drawn
 
 
 def test_a_run_draws_its_curves_its_confusion_and_its_mistakes(dann_run: Path) -> None:

@@ -77,8 +77,9 @@ def test_a_target_without_labels_may_lie_in_subfolders_and_beside_them(tmp_path:
 def test_a_refusal_names_the_flag_and_draws_nothing(dann_run: Path, small_data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     flags = ["--checkpoint", dann_run, "--data_root", small_data, "--out_path"]
-    for more in ([tmp_path / "file"], [tmp_path / "x", "--limit", "nan"], [tmp_path / "x", "--target_file", "cifar"]):
-        code, _, error = ended(tsne, *flags, *more)
+    files = [[name] for name in ("file", "fig.png", "fig.PDF", "latent.csv")]
+    for more in (*files, ["x", "--limit", "nan"], ["x", "--target_file", "cifar"]):
+        code, _, error = ended(tsne, *flags, tmp_path / more[0], *more[1:])
         assert code == 2
         assert str(more[-1]) in error
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
