@@ -15,7 +15,9 @@ the label of an image that lies between two classes.
 
 import argparse
 import math
+import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +28,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dataset import encode_labels, image_home, image_names, list_csv, read_images, read_text, tell_one_colour
+from dataset import encode_labels, image_homes, image_names, list_csv, read_images, read_text, tell_one_colour
 from metrics import entropy, predict
 from runs import build_network, load_checkpoint, resolve_checkpoint
 from utils import (
@@ -150,9 +152,9 @@ def list_inputs(test_loc: Path) -> tuple[Path, list[str], dict[str, str]]:
     if test_loc.is_dir():
         return test_loc, some_images(image_names(test_loc), test_loc), {}
     if test_loc.is_file() and test_loc.suffix.lower() == ".csv":
-        home, listing = image_home(test_loc), list_csv(test_loc, with_labels=False)
+        home, listing = image_homes(test_loc)[0], list_csv(test_loc, with_labels=False)
         both = zip(listing.names, listing.paths, strict=True)
-        return home, sorted(listing.names), {name: str(path) for name, path in both if path != home / name}
+        return home, sorted(listing.names), {name: os.path.abspath(path) for name, path in both if path != home / name}
     if test_loc.is_file() and test_loc.suffix.lower() == ".txt":
         try:
             lines = read_text(test_loc).splitlines()
@@ -173,9 +175,10 @@ def some_images(names: list[str], test_loc: Path) -> list[str]:
 
 
 def path_in_line(home: Path, line: str) -> str:
-    """The path of a line of a list: the whole of it, or what stands before the separator and a label."""
-    shorter = (line[: found.start()] for found in re.finditer(r"[\s,;]+[^\s,;]*$", line))
-    return next((name for name in (line, *shorter) if (home / name).is_file()), line)
+    """The path of a line of a list, in either Unicode form: the whole of it, or what stands before a label."""
+    lines = (line, unicodedata.normalize("NFC", line), unicodedata.normalize("NFD", line))
+    shorter = [name[: found.start()] for name in lines for found in re.finditer(r"[\s,;]+[^\s,;]*$", name)]
+    return next((name for name in (*lines, *shorter) if (home / name).is_file()), line)
 
 
 def read_labels(csv: Path, classes: list[str]) -> dict[str, str]:
