@@ -200,13 +200,14 @@ def image_names(folder: Path) -> list[str]:
 def subfolders(folder: Path) -> list[Path]:
     """Folders right in `folder`, sorted; hidden ones and those of a system left out.
 
-    Raises UserError for a link to nothing that is called as a folder is: it was a class, or a split.
+    Raises UserError for a link to nothing that is called as no file is: it was a class, or a split.
     """
-    there = sorted(entry for entry in folder.iterdir() if entry.name[0] != "." and entry.name not in SYSTEM_FOLDERS)
+    there = [entry for entry in os.scandir(folder) if entry.name[0] != "." and entry.name not in SYSTEM_FOLDERS]
     for entry in there:
-        if entry.is_symlink() and not entry.exists() and entry.suffix.lower() not in EXTENSIONS | COMPANIONS:
-            raise UserError(f"{entry} is a link to nothing; restore what it leads to, or remove it.")
-    return [entry for entry in there if entry.is_dir()]
+        ending = os.path.splitext(entry.name)[1].lower()
+        if entry.is_symlink() and not os.path.exists(entry.path) and ending not in EXTENSIONS | COMPANIONS:
+            raise UserError(f"{entry.path} is a link to nothing; restore what it leads to, or remove it.")
+    return sorted(Path(entry.path) for entry in there if entry.is_dir())
 
 
 @lru_cache(maxsize=4096)
@@ -257,10 +258,10 @@ def unwrapped(folder: Path, above_splits: bool = False) -> Path:
 def split_csv(folder: Path, split: str) -> Path | None:
     """The CSV of a split, by any of its names in any case (`valid.csv`, `Val.csv.txt`); UserError for two of them."""
     names = {f"{word}.csv{more}" for word in SPLITS[split] for more in ("", ".txt")}
-    found = sorted(entry for entry in folder.iterdir() if entry.name.lower() in names and not entry.is_dir())
+    found = sorted(name for name in os.listdir(folder) if name.lower() in names and not (folder / name).is_dir())
     if len(found) > 1:
-        raise UserError(f"{found[0]} and {found[1]} are lists of the same split; keep one of them.")
-    return found[0] if found else None
+        raise UserError(f"{folder} holds {found[0]} and {found[1]}, lists of the same split; keep one of them.")
+    return folder / found[0] if found else None
 
 
 def has_list(folder: Path) -> bool:
@@ -268,73 +269,51 @@ def has_list(folder: Path) -> bool:
     return any(split_csv(folder, split) for split in SPLITS)
 
 
-def split_folders(folder: Path) -> dict[str, Path]:
+def split_folders(folder: Path, classes: bool) -> dict[str, Path]:
     """The folders of a domain that are its splits, by split; empty where its folders are classes, or anything.
 
-    One folder alone that is called as a split beside others that are not is a class of that name where it holds no
-    folder, and a split where it holds those classes. Raises UserError where it could be both.
+    One folder alone that is called as a split beside others that are not is a split where it holds those classes. It is
+    a class of that name where it holds no folder, and it is called train or the names of classes are not asked for.
+    Raises UserError where it could be both.
     """
     inside = [each for each in subfolders(folder) if not (each.name == "data" and has_list(folder))]
     splits = called_as_splits(inside)
-    found = {split: each for split, each in splits}
-    others = [each.name for each in inside if each not in [at for _, at in splits]]
+    found = dict(splits)
+    others = [each.name for each in inside if each not in found.values()]
     if len(found) < len(splits):
         twice = [each.name for split, each in splits if Counter(s for s, _ in splits)[split] > 1]
         raise UserError(f"{folder} holds {' and '.join(twice)}, which are the same split; keep one, or merge them.")
     below = [{each.name for each in subfolders(split)} for split in found.values()]
-    if len(found) == 1 and others and not below[0]:
+    if len(found) == 1 and others and not below[0] and not (classes and "train" not in found):
+        if classes:
+            note(f"{found['train']} is taken for a class, as it lies beside {others[0]} and holds no folder.")
         return {}
     if others and ("train" in found or not all(names & set(others) for names in below)):
-        raise UserError(
-            f"{folder} holds {next(iter(found.values())).name}, which is called as a split, beside {others[0]}; put "
-            "the rest into splits too, or give the class another name."
+        raise NoClasses(
+            f"{folder} holds {next(iter(found.values())).name}, which is called as a split, beside {others[0]}; move "
+            "one of them away, put all into splits, or give the class another name."
         )
     return found
 
 
-def refuse_class_called_split(folder: Path) -> None:
-    """NoClasses for a flat folder `test` or `val` beside classes; one called train is a class, and said."""
-    for split, inside in called_as_splits(subfolders(folder)):
-        if split == "train":
-            note(f"{inside} is taken for a class, as it lies beside classes and holds no folder.")
-        else:
-            raise NoClasses(
-                f"{folder} holds class folders and, beside them, {inside.name}, which is called as a split; move it "
-                "away, or give the class another name."
-            )
-
-
 def refuse_splits_for_classes(folder: Path, ways: list[list[str]]) -> None:
-    """NoClasses for class folders that are called as splits, hold splits, or hold folders of the very same names.
+    """NoClasses where class folders may be splits: two are called so, hold folders that are, or hold the same ones.
 
     ways: of each image the folders from `folder` on, its class first, and its name.
     """
     below: dict[str, set[str]] = {}
-    deeper: dict[str, str] = {}
+    deeper: dict[str | None, str] = {}
     for way in ways:
-        below.setdefault(way[0], set()).update(way[1:2] if len(way) > 2 else [])
-        for i, name in enumerate(way[1:-1], 2):
-            split = split_of(name)
-            if split:
-                deeper.setdefault(split, "/".join(way[:i]))
-    if len(deeper) > 1:
-        raise NoClasses(
-            f"{folder} holds splits below its classes ({next(iter(deeper.values()))}); let the splits hold the classes."
-        )
+        below.setdefault(way[0], set()).update(way[1:-1][:1])
+        deeper.update({split_of(name): "/".join(way[: i + 2]) for i, name in enumerate(way[1:-1])})
     called = {split_and_rest(name)[0]: name for name in below}
-    if "train" in called and ("val" in called or "test" in called):
-        other = called.get("val") or called.get("test")
-        raise NoClasses(
-            f"{folder} holds {called['train']} and {other}, which may be splits or classes; put the classes into "
-            "folders train, val and test, or give them other names."
-        )
-    alike: dict[frozenset[str], str] = {}
-    for name, folders in below.items():
-        other = alike.setdefault(frozenset(folders), name) if len(folders) > 1 else name
-        if other != name:
+    alike = [[name for name in below if below[name] == names] for names in below.values() if len(names) > 1]
+    called_so = [[by[split] for split in SPLITS if split in by] for by in (deeper, called)]
+    for doubtful in [*called_so, *alike]:
+        if len(doubtful) > 1:
             raise NoClasses(
-                f"{folder} holds {other} and {name}, both with folders {' and '.join(sorted(folders)[:2])}; call splits "
-                "train, val and test, or, if they are classes, merge the folders in each."
+                f"{folder} holds {' and '.join(doubtful[:2])}, which may be splits or classes; let folders train, val "
+                "and test hold the classes, or, if they are classes, rename them and merge what is in each."
             )
 
 
@@ -361,7 +340,7 @@ def list_split(data_root: Path, domain: str, split: str, with_labels: bool) -> L
     if csv:
         return list_csv(csv, with_labels)
     top = unwrapped(folder, above_splits=True)
-    splits = split_folders(top)
+    splits = split_folders(top, classes=with_labels and split == "train")
     if split in splits:
         return list_folder(splits[split], with_labels)
     if split != "train":
@@ -370,8 +349,6 @@ def list_split(data_root: Path, domain: str, split: str, with_labels: bool) -> L
         return None
     alone = [inside.name for inside in subfolders(folder)] == ["data"]
     home = folder / "data" if (folder / "data").is_dir() and (alone or has_list(folder)) else top
-    if with_labels and not splits:
-        refuse_class_called_split(home)
     listing = list_folder(home, with_labels, frozenset(splits.values()))
     others = [list_split(data_root, domain, other, False) for other in ("val", "test")]
     taken = {path for other in others if other for path in other.paths}
@@ -392,9 +369,9 @@ def list_folder(folder: Path, with_labels: bool, beside: frozenset[Path] = froze
         names.sort(key=lambda name: (name.rpartition("/")[2], name))
     paths = [folder / name for name in names]
     if not names:
-        but = f" but those of {' and '.join(sorted(each.name for each in beside))}" if beside else ""
-        what = "put images to train on into train" if beside else f"put images ({', '.join(sorted(EXTENSIONS))}) there"
-        raise UserError(f"{folder} holds no image{but}; {what}.")
+        splits = " and ".join(sorted(each.name for each in beside))
+        what = f" but those of {splits}; add a folder train, or call one so" if beside else "; put images there"
+        raise UserError(f"{folder} holds no image{what} ({', '.join(sorted(EXTENSIONS))}).")
     if not with_labels:
         return Listing(folder, names, paths, None)
     home = unwrapped(folder)
@@ -436,7 +413,7 @@ def list_csv(csv: Path, with_labels: bool, find: bool = True) -> Listing:
         i = next((i for i, label in enumerate(labels) if label in NO_LABEL), None)
         if i is not None:
             raise UserError(
-                f"{csv} row {lines[i]}: no label for {names[i]}, but {labels[i]!r}; fill it in or remove the row."
+                f"{csv} row {lines[i]}: {labels[i]!r} is no label for {names[i]}; fill it in or remove the row."
             )
     paths = resolve_images(csv, lines, names) if find else [csv.parent / name for name in names]
     return without_repeats(Listing(csv, names, paths, labels, lines))
@@ -492,9 +469,9 @@ def read_table(csv: Path, wanted: list[str]) -> tuple[list[str], list[int], dict
     line, table = before + 1, reader(text, **options)
     for cells in table:
         start, line = line + 1, before + 1 + table.line_num
-        if any(cells[len(header) :]):
+        if "".join(cells[len(header) :]).strip():
             raise UserError(f"{csv} row {start} has more cells than the header; quote a cell that holds {separator!r}.")
-        if line > start:
+        if {"\n", "\r"} & set("".join(cells)):
             raise UserError(f"{csv} row {start}: a line break inside a cell; remove it, or the stray quote.")
         found = [unwrapped_cell(cells[i]) if i < len(cells) else "" for i in at.values()]
         if any(found):
@@ -555,8 +532,10 @@ class NearNames:
     """
 
     def __init__(self, csv: Path) -> None:
-        self.folder, self.homes = csv.parent, image_homes(csv)
-        self.before = [f"{home.name}/" if home != csv.parent else "" for home in self.homes]
+        self.folder = csv.parent
+        homes = {home: "" if home == csv.parent else f"{home.name}/" for home in image_homes(csv)}
+        self.starts = list(homes.values())
+        self.roots = {f"{root(home)}/": [homes[home]] for home in homes for root in (os.path.abspath, os.path.realpath)}
         self.names = [name for path, name in walk(csv.parent) if is_image(path)]
         self.by_name: dict[str, list[str]] = {}
         for name in self.names:
@@ -566,29 +545,21 @@ class NearNames:
     def meant(self, name: str) -> Path | None:
         """The one image that a name can mean; None for none or several."""
         plain = name.replace("\\", "/")
-        before = self.before
-        if os.path.isabs(plain):
-            roots = [
-                (root, b)
-                for h, b in zip(self.homes, before, strict=True)
-                for root in (os.path.abspath(h), os.path.realpath(h))
-            ]
-            plain, before = next(
-                ((plain[len(root) :], [b]) for root, b in roots if plain.startswith(f"{root}/")), ("..", [])
-            )
-        parts = [part for part in folded(plain).split("/") if part not in ("", ".")]
-        if ".." in parts:
+        root = next((root for root in self.roots if plain.startswith(root)), "")
+        parts = [part for part in folded(plain[len(root) :]).split("/") if part not in ("", ".")]
+        if ".." in parts or (os.path.isabs(plain) and not root):
             return None
         tails = ["/".join(parts)]
         if parts[:1] == [folded(self.folder.absolute().name)]:
             tails.append("/".join(parts[1:]))
-        found = {file for tail in tails for start in before for file in self.by_name.get(folded(start) + tail, [])}
+        starts = self.roots.get(root, self.starts)
+        found = {file for tail in tails for start in starts for file in self.by_name.get(folded(start) + tail, [])}
         return self.folder / found.pop() if len(found) == 1 else None
 
     def like(self, name: str) -> str:
         """`; did you mean ...?` for a name that is no file, or nothing."""
         last = folded(name).replace("\\", "/").rpartition("/")[2]
-        there = [each.removeprefix(self.before[0]) for each in self.names]
+        there = [each.removeprefix(self.starts[0]) for each in self.names]
         close = [each for each in there if folded(each).rpartition("/")[2] == last]
         close = close[:2] or difflib.get_close_matches(name, there[:20_000], n=2, cutoff=0.7)
         return f"; did you mean {' or '.join(close)}?" if close else ""
@@ -610,17 +581,13 @@ def without_repeats(listing: Listing) -> Listing:
     first: dict[Path, int] = {}
     for i, path in enumerate(listing.paths):
         before = first.setdefault(path, i)
-        if before == i:
-            continue
-        where = f"{listing.origin} rows {listing.rows[before]} and {listing.rows[i]}"
-        if listing.names[i] != listing.names[before]:
+        one, other = (
+            f"{listing.names[k]} {listing.labels[k]!r}" if listing.labels else listing.names[k] for k in (before, i)
+        )
+        if one != other:
             raise UserError(
-                f"{where}: {listing.names[before]} and {listing.names[i]} are both {path}; mend or remove one of them."
-            )
-        if listing.labels and listing.labels[i] != listing.labels[before]:
-            raise UserError(
-                f"{where}: {listing.names[i]} has the labels {listing.labels[before]!r} and {listing.labels[i]!r}; "
-                "remove the wrong row."
+                f"{listing.origin} rows {listing.rows[before]} and {listing.rows[i]}: {one} and {other} are one image, "
+                f"{path}; mend or remove a row."
             )
     return listing if len(first) == len(listing.paths) else listing.of(list(first.values()))
 
@@ -720,11 +687,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         wide = np.asarray(image, dtype=np.float32)
         if not np.isfinite(wide).all():
             raise ValueError("pixels that are no numbers")
+        black, white = 0, next((2**bits - 1 for bits in (8, 10, 12, 14, 16) if wide.max() < 2**bits), wide.max())
         if image.mode == "F" and wide.max() <= 1:
-            wide, white = ((wide + 1) / 2 if wide.min() < 0 else wide), 1
-        else:
-            white = next((2**bits - 1 for bits in (8, 10, 12, 14, 16) if wide.max() < 2**bits), wide.max())
-        image = Image.fromarray((wide / white * 255).clip(0, 255).round().astype(np.uint8))
+            black, white = -1 if wide.min() < 0 else 0, 1
+        image = Image.fromarray(((wide - black) / (white - black) * 255).clip(0, 255).round().astype(np.uint8))
     elif "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layer).convert("RGB")
