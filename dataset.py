@@ -31,21 +31,8 @@ from torch import Tensor
 
 from utils import ALONE, Progress, Ranks, UserError, memory_of_machine, note
 
-EXTENSIONS = {
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".ppm",
-    ".pgm",
-    ".avif",
-    ".heic",
-    ".heif",
-}
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+EXTENSIONS |= {".ppm", ".pgm", ".avif", ".heic", ".heif"}
 # No other decoder is tried: EPS, for one, runs programs.
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "HEIF")
 COMPANIONS = {".csv", ".txt", ".json", ".xml", ".yaml", ".yml", ".md", ".html", ".db", ".ini", ".py", ".pt"}
