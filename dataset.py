@@ -31,13 +31,33 @@ from torch import Tensor
 
 from utils import ALONE, Progress, Ranks, UserError, memory_of_machine, note
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-EXTENSIONS |= {".ppm", ".pgm", ".avif", ".heic", ".heif"}
+EXTENSIONS = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".ppm",
+    ".pgm",
+    ".avif",
+    ".heic",
+    ".heif",
+}
 # No other decoder is tried: EPS, for one, runs programs.
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "HEIF")
 COMPANIONS = {".csv", ".txt", ".json", ".xml", ".yaml", ".yml", ".md", ".html", ".db", ".ini", ".py", ".pt"}
-SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
-SYSTEM_FOLDERS |= {"#recycle", "@Recycle"}
+SYSTEM_FOLDERS = {
+    "__MACOSX",
+    "@eaDir",
+    "lost+found",
+    "$RECYCLE.BIN",
+    "#recycle",
+    "@Recycle",
+    "System Volume Information",
+}
 SPLITS = {
     "train": {"train", "training", "trainset", "trn", "tr"},
     "val": {"val", "valid", "validation", "valset", "dev"},
@@ -284,7 +304,7 @@ def split_folders(folder: Path, classes: bool) -> dict[str, Path]:
 
 
 def refuse_splits_for_classes(folder: Path, ways: list[list[str]]) -> None:
-    """NoClasses where class folders may be splits: two are called so, hold folders that are, or hold the same ones.
+    """NoClasses where class folders may be splits: two are called so, hold folders that are, or one all of another's.
 
     ways: of each image the folders from `folder` on, its class first, and its name.
     """
@@ -294,7 +314,7 @@ def refuse_splits_for_classes(folder: Path, ways: list[list[str]]) -> None:
         below.setdefault(way[0], set()).update(way[1:-1][:1])
         deeper.update({split_of(name): "/".join(way[: i + 2]) for i, name in enumerate(way[1:-1])})
     called = {split_and_rest(name)[0]: name for name in below}
-    alike = [[name for name in below if below[name] == names] for names in below.values() if len(names) > 1]
+    alike = [[name for name in below if below[name] >= names] for names in below.values() if len(names) > 1]
     called_so = [[by[split] for split in SPLITS if split in by] for by in (deeper, called)]
     for doubtful in [*called_so, *alike]:
         if len(doubtful) > 1:
@@ -356,9 +376,10 @@ def list_folder(folder: Path, with_labels: bool, beside: frozenset[Path] = froze
         names.sort(key=lambda name: (name.rpartition("/")[2], name))
     paths = [folder / name for name in names]
     if not names:
-        splits = " and ".join(sorted(each.name for each in beside))
-        what = f" but those of {splits}; add a folder train, or call one so" if beside else "; put images there"
-        raise UserError(f"{folder} holds no image{what} ({', '.join(sorted(EXTENSIONS))}).")
+        what = f"images ({', '.join(sorted(EXTENSIONS))}) there"
+        if beside:
+            what = f"those to train on into a folder train beside {' and '.join(sorted(each.name for each in beside))}"
+        raise UserError(f"{folder} holds no image{' of its own' if beside else ''}; put {what}.")
     if not with_labels:
         return Listing(folder, names, paths, None)
     home = unwrapped(folder)
