@@ -525,7 +525,7 @@ def file_of(homes: list[Path], name: str, where: str) -> Path | None:
 
     A plain name means data/ before the CSV's own folder; one with a folder, such as val/0.png, may mean either.
     """
-    found = [home / name for home in homes if os.path.lexists(home / name)]
+    found = [home / name for home in homes if os.path.lexists(f"{home}/{name}")]
     if len(found) == 2 and homes[0].name == "data" and found[1].parent == homes[-1]:
         found.pop()
     if len(found) > 1 and not all(os.path.realpath(path) == os.path.realpath(found[0]) for path in found):
@@ -540,10 +540,12 @@ class NearNames:
     """
 
     def __init__(self, csv: Path) -> None:
-        self.folder = csv.parent
-        homes = {home: "" if home == csv.parent else f"{home.name}/" for home in image_homes(csv)}
-        self.starts = list(homes.values())
-        self.roots = {f"{root(home)}/": [homes[home]] for home in homes for root in (os.path.abspath, os.path.realpath)}
+        self.folder, self.called = csv.parent, folded(csv.parent.absolute().name)
+        starts = {home: "" if home == csv.parent else folded(f"{home.name}/") for home in image_homes(csv)}
+        self.starts = list(starts.values())
+        self.roots = {
+            f"{root(home)}/": [starts[home]] for home in starts for root in (os.path.abspath, os.path.realpath)
+        }
         self.names = [name for path, name in walk(csv.parent) if is_image(path)]
         self.by_name: dict[str, list[str]] = {}
         for name in self.names:
@@ -558,10 +560,10 @@ class NearNames:
         if ".." in parts or (os.path.isabs(plain) and not root):
             return None
         tails = ["/".join(parts)]
-        if parts[:1] == [folded(self.folder.absolute().name)]:
+        if parts[:1] == [self.called]:
             tails.append("/".join(parts[1:]))
         starts = self.roots.get(root, self.starts)
-        found = {file for tail in tails for start in starts for file in self.by_name.get(folded(start) + tail, [])}
+        found = {file for tail in tails for start in starts for file in self.by_name.get(start + tail, [])}
         return self.folder / found.pop() if len(found) == 1 else None
 
     def like(self, name: str) -> str:
