@@ -569,9 +569,9 @@ class NearNames:
     def like(self, name: str) -> str:
         """`; did you mean ...?` for a name that is no file, or nothing."""
         last = folded(name).replace("\\", "/").rpartition("/")[2]
-        there = [each.removeprefix(self.starts[0]) for each in self.names]
-        close = [each for each in there if folded(each).rpartition("/")[2] == last]
-        close = close[:2] or difflib.get_close_matches(name, there[:20_000], n=2, cutoff=0.7)
+        alike = [file for key, files in self.by_name.items() if key.rpartition("/")[2] == last for file in files]
+        there = [each.removeprefix(self.starts[0]) for each in alike[:2] or self.names[:20_000]]
+        close = there if alike else difflib.get_close_matches(name, there, n=2, cutoff=0.7)
         return f"; did you mean {' or '.join(close)}?" if close else ""
 
 

@@ -494,6 +494,8 @@ def test_a_name_in_a_list_that_is_two_files_is_refused(tmp_path: Path, files: li
         ("data/0.png", "https://x/0.png", "0.png"),
         ("0.png", "data/0.png", "0.png"),
         ("train_images/0.png", "0.png", "train_images/0.png"),
+        ("data/ash/0.png", "0", "ash/0.png"),
+        ("data/leaf_10.png", "leaf_1.png", "leaf_10.png"),
     ],
 )
 def test_an_absent_image_is_no_other_one_and_its_like_is_suggested(
