@@ -12,6 +12,7 @@ import io
 import os
 import re
 import threading
+import unicodedata
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -49,13 +49,23 @@ EXTENSIONS = {
 # No other decoder is tried: EPS, for one, runs programs.
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "HEIF")
 COMPANIONS = {".csv", ".txt", ".json", ".xml", ".yaml", ".yml", ".md", ".html", ".db", ".ini", ".py", ".pt"}
-SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
-SPLITS = {
-    "train": {"train", "training", "trainset", "tr"},
-    "val": {"val", "valid", "validation", "valset", "dev"},
-    "test": {"test", "testing", "testset"},
+SYSTEM_FOLDERS = {
+    "__MACOSX",
+    "@eaDir",
+    "lost+found",
+    "$RECYCLE.BIN",
+    "#recycle",
+    "@Recycle",
+    "System Volume Information",
 }
+SPLITS = {
+    "train": {"train", "training", "trainset", "trn", "tr"},
+    "val": {"val", "valid", "validation", "valset", "dev"},
+    "test": {"test", "testing", "testset", "tst"},
+}
+SPLIT_WORDS = {word: split for split, words in SPLITS.items() for word in words}
 BESIDE_SPLITS = {"seg", "set", "data", "dataset", "images", "image", "imgs", "split"}  # words beside such a name
+NO_LABEL = {"", "nan", "NaN", "#N/A", "#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!"}  # not NA, None, NULL
 MAX_PIXELS = 200_000_000  # a larger image is taken for a decompression bomb
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is looser, and warns beside refusing
 LARGE_PIXELS = 4_000_000  # images above it are decoded one at a time: a few threads with one each would fill the memory
@@ -63,8 +73,8 @@ one_large_image = threading.Lock()
 CHUNK = 64  # images that a thread decodes at a time
 
 
-class LooseImage(UserError):
-    """An image beside class folders: it has no class, or the folders are none."""
+class NoClasses(UserError):
+    """Folders that may be no classes: an image lies beside them, or they are called or filled as splits are."""
 
 
 @dataclass
@@ -120,7 +130,7 @@ def walk(folder: Path) -> Iterator[tuple[str, str]]:
     Hidden files and folders are passed over. Raises UserError for a folder that cannot be listed: its images would be
     missing unawares.
     """
-    real = os.path.realpath(folder)
+    real, clouded = os.path.realpath(folder), []
     todo, seen = deque([(str(folder), "", real)]), {str(above) for above in Path(real).parents}  # no link leads up
     while todo:
         place, prefix, real = todo.pop()
@@ -135,6 +145,7 @@ def walk(folder: Path) -> Iterator[tuple[str, str]]:
             ) from error
         for entry in entries:
             if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
+                clouded += [entry.path] if entry.name.endswith(".icloud") else []
                 continue
             link = entry.is_symlink()
             if not (os.path.isdir(entry.path) if link else entry.is_dir()):
@@ -143,6 +154,8 @@ def walk(folder: Path) -> Iterator[tuple[str, str]]:
             inside = os.path.realpath(entry.path) if link else os.path.join(real, entry.name)
             add = todo.appendleft if link else todo.append  # a folder counts where it is, not where a link to it is
             add((entry.path, f"{prefix}{entry.name}/", inside))
+    if clouded:
+        note(f"{folder}: {len(clouded)} files are in iCloud alone, such as {clouded[0]}; download them to use them.")
 
 
 @contextlib.contextmanager
@@ -192,60 +205,123 @@ def image_names(folder: Path) -> list[str]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Folders right in `folder`, sorted; hidden ones and those of a system left out."""
-    found = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    return sorted(entry for entry in found if entry.name not in SYSTEM_FOLDERS)
+    """Folders right in `folder`, sorted; hidden ones and those of a system left out.
+
+    Raises UserError for a link to nothing that is called as no file is: it was a class, or a split.
+    """
+    there = [entry for entry in os.scandir(folder) if entry.name[0] != "." and entry.name not in SYSTEM_FOLDERS]
+    for entry in there:
+        ending = os.path.splitext(entry.name)[1].lower()
+        if entry.is_symlink() and not os.path.exists(entry.path) and ending not in EXTENSIONS | COMPANIONS:
+            raise UserError(f"{entry.path} is a link to nothing; restore what it leads to, or remove it.")
+    return sorted(Path(entry.path) for entry in there if entry.is_dir())
+
+
+@lru_cache(maxsize=4096)
+def split_and_rest(name: str) -> tuple[str | None, str]:
+    """The split that one word alone of a name means, and the other words: (train, mnist) for mnist_train or mnistTrain.
+
+    Of `Training`, `train2017` and `TrainImages` nothing is left.
+    """
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_a-zA-Z]+|\d+", name)
+    words = [word.lower() for word in words if word.lower() not in BESIDE_SPLITS]
+    found = [word for word in words if word in SPLIT_WORDS]
+    rest = [word for word in words if word not in SPLIT_WORDS]
+    if len(found) != 1:
+        return None, name
+    return SPLIT_WORDS[found[0]], "" if all(word.isdecimal() for word in rest) else " ".join(rest)
 
 
 def split_of(name: str) -> str | None:
     """The split that a folder's name means (`Training`, `seg_train`, `valid`); None for any other name."""
-    words = [word for word in re.findall("[a-z]+", name.lower()) if word not in BESIDE_SPLITS]
-    return next((split for split, known in SPLITS.items() if len(words) == 1 and words[0] in known), None)
+    split, rest = split_and_rest(name)
+    return None if rest else split
+
+
+def called_as_splits(folders: list[Path]) -> list[tuple[str, Path]]:
+    """Those of sibling folders that are called as splits; all, where the split alone tells them apart, mnist_train."""
+    named = [(*split_and_rest(folder.name), folder) for folder in folders]
+    splits, rests = {split for split, _, _ in named}, {rest for _, rest, _ in named}
+    alike = len(rests) == 1 < len(splits) and None not in splits
+    return [(split, folder) for split, rest, folder in named if split and (alike or not rest)]
 
 
 def unwrapped(folder: Path, above_splits: bool = False) -> Path:
     """`folder`, or the one folder in it that holds everything: archives unpack to seg_train/seg_train/, or to images/.
 
-    above_splits: a folder of any name counts that holds splits.
+    above_splits: it is a domain's; a folder of any name counts that holds splits, and one that is a split does not.
     """
     inside = subfolders(folder)
     if len(inside) != 1 or any(is_image(entry.path) for entry in os.scandir(folder) if entry.name[0] != "."):
         return folder
-    name, below = inside[0].name, subfolders(inside[0])
-    again = name.lower() == folder.name.lower() or name.lower() in BESIDE_SPLITS or split_of(name) is not None
-    splits = above_splits and any(split_of(each.name) for each in below)
+    name, below, split = inside[0].name, subfolders(inside[0]), split_of(inside[0].name)
+    if split and (above_splits or split != split_of(folder.name)):
+        return folder
+    again = name.lower() == folder.name.lower() or name.lower() in BESIDE_SPLITS or split is not None
+    splits = above_splits and called_as_splits(below)
     return unwrapped(inside[0], above_splits) if below and (again or splits) else folder
+
+
+def split_csv(folder: Path, split: str) -> Path | None:
+    """The CSV of a split, by any of its names in any case (`valid.csv`, `Val.csv.txt`); UserError for two of them."""
+    names = {f"{word}.csv{more}" for word in SPLITS[split] for more in ("", ".txt")}
+    found = sorted(name for name in os.listdir(folder) if name.lower() in names and not (folder / name).is_dir())
+    if len(found) > 1:
+        raise UserError(f"{folder} holds {found[0]} and {found[1]}, lists of the same split; keep one of them.")
+    return folder / found[0] if found else None
 
 
 def has_list(folder: Path) -> bool:
     """Whether a domain has a CSV of any split."""
-    return any((folder / f"{split}.csv").is_file() for split in SPLITS)
+    return any(split_csv(folder, split) for split in SPLITS)
 
 
-def split_folders(folder: Path) -> dict[str, Path]:
+def split_folders(folder: Path, classes: bool) -> dict[str, Path]:
     """The folders of a domain that are its splits, by split; empty where its folders are classes, or anything.
 
-    One folder alone that is called as a split beside others that are not is a class of that name where it holds no
-    folder, and a split where it holds those classes. Raises UserError where it could be both.
+    One folder alone that is called as a split beside others that are not is a split where it holds those classes. It is
+    a class of that name where it holds no folder, and it is called train or the names of classes are not asked for.
+    Raises UserError where it could be both.
     """
-    named = [(split_of(inside.name), inside) for inside in subfolders(folder)]
-    others = [
-        inside.name for split, inside in named if split is None and not (inside.name == "data" and has_list(folder))
-    ]
-    splits = [(split, inside) for split, inside in named if split is not None]
+    inside = [each for each in subfolders(folder) if not (each.name == "data" and has_list(folder))]
+    splits = called_as_splits(inside)
     found = dict(splits)
+    others = [each.name for each in inside if each not in found.values()]
     if len(found) < len(splits):
-        twice = [inside.name for split, inside in splits if Counter(s for s, _ in splits)[split] > 1]
+        twice = [each.name for split, each in splits if Counter(s for s, _ in splits)[split] > 1]
         raise UserError(f"{folder} holds {' and '.join(twice)}, which are the same split; keep one, or merge them.")
-    below = [{each.name for each in subfolders(inside)} for inside in found.values()]
-    if len(found) == 1 and others and not below[0]:
+    below = [{each.name for each in subfolders(split)} for split in found.values()]
+    if len(found) == 1 and others and not below[0] and not (classes and "train" not in found):
+        if classes:
+            note(f"{found['train']} is taken for a class, as it lies beside {others[0]} and holds no folder.")
         return {}
     if others and ("train" in found or not all(names & set(others) for names in below)):
-        raise UserError(
-            f"{folder} holds {next(iter(found.values())).name}, which is called as a split, beside {others[0]}; put "
-            "the rest into splits too, or give the class another name."
+        raise NoClasses(
+            f"{folder} holds {next(iter(found.values())).name}, which is called as a split, beside {others[0]}; move "
+            "one of them away, put all into splits, or give the class another name."
         )
     return found
+
+
+def refuse_splits_for_classes(folder: Path, ways: list[list[str]]) -> None:
+    """NoClasses where class folders may be splits: two are called so, hold folders that are, or one all of another's.
+
+    ways: of each image the folders from `folder` on, its class first, and its name.
+    """
+    below: dict[str, set[str]] = {}
+    deeper: dict[str | None, str] = {}
+    for way in ways:
+        below.setdefault(way[0], set()).update(way[1:-1][:1])
+        deeper.update({split_of(name): "/".join(way[: i + 2]) for i, name in enumerate(way[1:-1])})
+    called = {split_and_rest(name)[0]: name for name in below}
+    alike = [[name for name in below if below[name] >= names] for names in below.values() if len(names) > 1]
+    called_so = [[by[split] for split in SPLITS if split in by] for by in (deeper, called)]
+    for doubtful in [*called_so, *alike]:
+        if len(doubtful) > 1:
+            raise NoClasses(
+                f"{folder} holds {' and '.join(doubtful[:2])}, which may be splits or classes; let folders train, val "
+                "and test hold the classes, or, if they are classes, rename them and merge what is in each."
+            )
 
 
 def domain_folder(data_root: Path, domain: str) -> Path:
@@ -267,16 +343,19 @@ def list_split(data_root: Path, domain: str, split: str, with_labels: bool) -> L
     Raises UserError for a missing domain or a CSV that is not usable.
     """
     folder = domain_folder(data_root, domain)
-    csv = folder / f"{split}.csv"
-    if csv.is_file():
+    csv = split_csv(folder, split)
+    if csv:
         return list_csv(csv, with_labels)
-    splits = split_folders(unwrapped(folder, above_splits=True))
+    top = unwrapped(folder, above_splits=True)
+    splits = split_folders(top, classes=with_labels and split == "train")
     if split in splits:
         return list_folder(splits[split], with_labels)
     if split != "train":
+        if split == "val" and with_labels and ("test" in splits or split_csv(folder, "test")):
+            note(f"{folder} has a test and no val: nothing is measured on it; rename test to val to measure on that.")
         return None
     alone = [inside.name for inside in subfolders(folder)] == ["data"]
-    home = folder / "data" if (folder / "data").is_dir() and (alone or has_list(folder)) else folder
+    home = folder / "data" if (folder / "data").is_dir() and (alone or has_list(folder)) else top
     listing = list_folder(home, with_labels, frozenset(splits.values()))
     others = [list_split(data_root, domain, other, False) for other in ("val", "test")]
     taken = {path for other in others if other for path in other.paths}
@@ -297,7 +376,10 @@ def list_folder(folder: Path, with_labels: bool, beside: frozenset[Path] = froze
         names.sort(key=lambda name: (name.rpartition("/")[2], name))
     paths = [folder / name for name in names]
     if not names:
-        raise UserError(f"{folder} holds no image; put images ({', '.join(sorted(EXTENSIONS))}) there.")
+        what = f"images ({', '.join(sorted(EXTENSIONS))}) there"
+        if beside:
+            what = f"those to train on into a folder train beside {' and '.join(sorted(each.name for each in beside))}"
+        raise UserError(f"{folder} holds no image{' of its own' if beside else ''}; put {what}.")
     if not with_labels:
         return Listing(folder, names, paths, None)
     home = unwrapped(folder)
@@ -307,17 +389,14 @@ def list_folder(folder: Path, with_labels: bool, beside: frozenset[Path] = froze
     if len(loose) == len(names):
         return Listing(folder, names, paths, None)
     if loose:
-        raise LooseImage(
+        raise NoClasses(
             f"{folder} holds class folders and, beside them, {loose[0]}; move it into the folder of its class."
         )
     labels = [way[0] for way in parts]
     empty = [inside for inside in subfolders(home) if inside not in beside and inside.name not in set(labels)]
     if empty:
         raise UserError(f"class folder {empty[0]} holds no image of its own; add images, or remove the folder.")
-    below = {split_of(way[1]): "/".join(way[:2]) for way in parts if len(way) > 2}
-    if len(below.keys() - {None}) > 1:
-        where = below[next(split for split in below if split)]
-        raise UserError(f"{folder} holds splits below its classes ({where}); let the splits hold the classes.")
+    refuse_splits_for_classes(home, parts)
     return Listing(folder, names, paths, labels)
 
 
@@ -327,129 +406,178 @@ def list_csv(csv: Path, with_labels: bool, find: bool = True) -> Listing:
     An image that is listed twice counts once. Raises UserError where its labels differ. find: look for the files, and
     for what a name can mean that is none.
     """
-    wanted = {"image_name", "label"} if with_labels else {"image_name"}
+    wanted = ["image_name", "label"] if with_labels else ["image_name"]
     try:
-        text, separator, header, first = read_table(csv)
-        twice = [name for name in header if name in wanted and header.count(name) > 1]
-        if twice:  # pandas would rename the second
-            raise UserError(f"{csv} has two columns {twice[0]}; remove one.")
-        table = pd.read_csv(
-            io.StringIO(text),
-            sep=separator,
-            usecols=lambda column: column.strip().lower() in wanted,
-            dtype=str,
-            keep_default_na=False,
-            skipinitialspace=True,
-            skip_blank_lines=False,  # rows keep their line numbers
-            index_col=False,
-        )
-    except (ValueError, OSError) as error:  # pandas' parser errors and undecodable text are ValueErrors
+        header, lines, columns = read_table(csv, wanted)
+    except (ValueError, OSError, CSVError) as error:  # undecodable text is a ValueError
         raise UserError(f"{csv} is not readable as CSV ({error}); its first line must be image_name,label.") from error
-    table.columns = table.columns.str.strip().str.lower()
-    columns = {name: [cell.strip() for cell in table[name].tolist()] for name in table}
-    filled = [i for i, cells in enumerate(zip(*columns.values(), strict=True)) if any(cells)]
-    if not filled:
+    if not lines:
         raise UserError(f"{csv} lists no image; add rows or remove the file.")
-    names, rows = [columns["image_name"][i] for i in filled], [i + first for i in filled]
-    labels = [canonical(columns["label"][i]) for i in filled] if any(columns.get("label", [])) else None
-    if labels is not None and "" in labels:
-        i = labels.index("")
-        raise UserError(f"{csv} row {rows[i]}: no label for {names[i]}; fill it in or remove the row.")
-    paths = resolve_images(csv, rows, names) if find else [csv.parent / name for name in names]
-    return without_repeats(Listing(csv, names, paths, labels, rows))
+    if with_labels and "label" not in header and len(header) > 1:
+        note(f"{csv} has no column label, but {', '.join(header)}; call the column of the classes label to use it.")
+    names, labels = columns["image_name"], None
+    if any(columns.get("label", [])):
+        labels = [canonical(label) for label in columns["label"]]
+        i = next((i for i, label in enumerate(labels) if label in NO_LABEL), None)
+        if i is not None:
+            raise UserError(
+                f"{csv} row {lines[i]}: {labels[i]!r} is no label for {names[i]}; fill it in or remove the row."
+            )
+    paths = resolve_images(csv, lines, names) if find else [csv.parent / name for name in names]
+    return without_repeats(Listing(csv, names, paths, labels, lines))
 
 
 def read_text(path: Path) -> str:
-    """A text as spreadsheets and editors save it: UTF-8, UTF-16 by its mark, else cp1252; ValueError for another."""
+    """A text as spreadsheets and editors save it: UTF-8, UTF-16 by its mark, else cp1252, and said; else ValueError."""
     content = path.read_bytes()
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return content.decode("utf-16")
-    try:
+    with contextlib.suppress(UnicodeDecodeError):
         return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("cp1252")
+    try:
+        text = content.decode("cp1252")
+    except UnicodeDecodeError as error:
+        raise ValueError("its text is neither UTF-8 nor Windows Western; save it as UTF-8") from error
+    word = re.search(r"[^\s,;|]*[^\x00-\x7f][^\s,;|]*", text)
+    assert word  # all of ASCII is UTF-8
+    note(
+        f"{path} is not UTF-8 and is read as Windows Western (cp1252), with such words as {word[0][:60]!r}; save it "
+        "as UTF-8 if they should read otherwise."
+    )
+    return text
 
 
-def read_table(csv: Path) -> tuple[str, str, list[str], int]:
-    """Text of a CSV from its header on, its separator, the names of its columns, and the line of its first row.
+def read_table(csv: Path, wanted: list[str]) -> tuple[list[str], list[int], dict[str, list[str]]]:
+    """Header of a CSV, the lines of the rows that say something in the columns `wanted`, and those columns there.
 
     The separator is a comma, semicolon, tab or bar, the one by which the header has a column image_name; a line `sep=;`
-    may stand above it. Raises ValueError where none does.
+    may stand above it. Raises UserError for a row that has not the cells of the header, ValueError for another header.
     """
-    text, first = read_text(csv), 2
-    if text[:4].lower() == "sep=":
-        text, first = text.partition("\n")[2], 3
-    line = text[: 1 << 16].partition("\n")[0].rstrip("\r")
+    text = io.StringIO(read_text(csv) + "\n", newline="")  # an open quote in the last line takes in a line break, too
+    first, before = text.readline(1 << 16), 0
+    if first[:4].lower() == "sep=":
+        first, before = text.readline(1 << 16), 1
     for separator in ",;\t|":
-        try:
-            header = [
-                name.strip().lower() for name in next(reader([line], delimiter=separator, skipinitialspace=True), [])
-            ]
-        except CSVError as error:
-            raise ValueError(str(error)) from error
+        options: dict[str, Any] = {"delimiter": separator, "skipinitialspace": True}
+        header = [name.strip().lower() for name in next(reader([first], **options), [])]
         if "image_name" in header:
-            if len(header) > 1000:
-                raise ValueError(f"it has {len(header)} columns")
-            return text, separator, header, first
-    raise ValueError(f"no column image_name in its first line {line[:60]!r}")
+            break
+    else:
+        raise ValueError(f"no column image_name in its first line {first.strip()[:60]!r}")
+    if len(header) > 1000:
+        raise ValueError(f"it has {len(header)} columns")
+    twice = [name for name in wanted if header.count(name) > 1]
+    if twice:
+        raise UserError(f"{csv} has two columns {twice[0]}; remove one.")
+    while not header[-1]:
+        header.pop()
+    at = {name: header.index(name) for name in wanted if name in header}
+    lines: list[int] = []
+    columns: dict[str, list[str]] = {name: [] for name in at}
+    line, table = before + 1, reader(text, **options)
+    for cells in table:
+        start, line = line + 1, before + 1 + table.line_num
+        if "".join(cells[len(header) :]).strip():
+            raise UserError(f"{csv} row {start} has more cells than the header; quote a cell that holds {separator!r}.")
+        if {"\n", "\r"} & set("".join(cells)):
+            raise UserError(f"{csv} row {start}: a line break inside a cell; remove it, or the stray quote.")
+        found = [unwrapped_cell(cells[i]) if i < len(cells) else "" for i in at.values()]
+        if any(found):
+            lines.append(line)
+            for column, cell in zip(columns.values(), found, strict=True):
+                column.append(cell)
+    return header, lines, columns
 
 
-def image_home(csv: Path) -> Path:
-    """The folder that names in a CSV are relative to: data/ beside it, else one of its name, else its own folder."""
-    homes = [home for home in (csv.parent / "data", csv.parent / csv.stem) if home.is_dir()]
-    return (homes or [csv.parent])[0]
+def unwrapped_cell(cell: str) -> str:
+    """The text of a cell, out of the `="001"` by which spreadsheets are kept from reading a number."""
+    cell = cell.strip()
+    return cell[2:-1].strip() if len(cell) > 2 and cell.startswith('="') and cell.endswith('"') else cell
+
+
+def image_homes(csv: Path) -> list[Path]:
+    """The folders that names in a CSV may be relative to: data/ beside it, one of its name, its own folder."""
+    named = (csv.parent / "data", csv.parent / re.sub(r"\.csv(\.txt)?$", "", csv.name, flags=re.I))
+    return [*(home for home in named if home.is_dir()), csv.parent]
 
 
 def resolve_images(csv: Path, rows: list[int], names: list[str]) -> list[Path]:
     """Files of the images named in a CSV; where there is none, the one file that the name can mean.
 
-    Raises UserError for a name that is empty or leads out of the domain's folder.
+    Raises UserError for a name that is empty, leads out of the domain's folder or is that of two files.
     """
-    home, paths = image_home(csv), []
+    homes, paths = image_homes(csv), []
     near: NearNames | None = None
     for row, name in zip(rows, names, strict=True):
-        path = home / name
         odd = name in ("", "..") or (any(mark in name for mark in "/\\:\0") and leads_out(Path(name)))
-        if "\0" not in name and (odd or not os.path.lexists(path)):
-            near = near or NearNames(home)
-            meant = near.meant(name)
-            path, odd = (home / meant, False) if meant else (path, odd)
-        if odd:
+        path = None if odd else file_of(homes, name, f"{csv} row {row}")
+        if path is None and "\0" not in name:
+            near = near or NearNames(csv)
+            path = near.meant(name)
+        if path is None and odd:
             raise UserError(f"{csv} row {row}: image_name {name!r} must be a path inside {csv.parent / 'data'}.")
-        paths.append(path)
+        paths.append(path or homes[0] / name)
     return paths
 
 
-class NearNames:
-    """The images below a folder by what a list may call them: without the ending, in another case, with more before."""
+def file_of(homes: list[Path], name: str, where: str) -> Path | None:
+    """The file of that very name in one of the homes; UserError for two.
 
-    def __init__(self, home: Path) -> None:
-        self.home, self.names = home, [name for path, name in walk(home) if is_image(path)]
+    A plain name means data/ before the CSV's own folder; one with a folder, such as val/0.png, may mean either.
+    """
+    found = [home / name for home in homes if os.path.lexists(f"{home}/{name}")]
+    if len(found) == 2 and homes[0].name == "data" and found[1].parent == homes[-1]:
+        found.pop()
+    if len(found) > 1 and not all(os.path.realpath(path) == os.path.realpath(found[0]) for path in found):
+        raise UserError(f"{where}: {name} may be {found[0]} or {found[1]}; move one of them away.")
+    return found[0] if found else None
+
+
+class NearNames:
+    """The images below a CSV's folder by what a row may call them: without the ending, in another case or Unicode form.
+
+    Before a name may stand what names the folder: `./`, the folder's own name, or its absolute path.
+    """
+
+    def __init__(self, csv: Path) -> None:
+        self.folder, self.called = csv.parent, folded(csv.parent.absolute().name)
+        starts = {home: "" if home == csv.parent else folded(f"{home.name}/") for home in image_homes(csv)}
+        self.starts = list(starts.values())
+        self.roots = {
+            f"{root(home)}/": [starts[home]] for home in starts for root in (os.path.abspath, os.path.realpath)
+        }
+        self.names = [name for path, name in walk(csv.parent) if is_image(path)]
         self.by_name: dict[str, list[str]] = {}
         for name in self.names:
-            for key in {name.lower(), os.path.splitext(name)[0].lower()}:
+            for key in {folded(name), folded(os.path.splitext(name)[0])}:
                 self.by_name.setdefault(key, []).append(name)
 
-    def meant(self, name: str) -> str | None:
-        """The one image that a name can mean; None for none or several.
-
-        An absolute path means a file of this folder only where it leads into it.
-        """
+    def meant(self, name: str) -> Path | None:
+        """The one image that a name can mean; None for none or several."""
         plain = name.replace("\\", "/")
-        if os.path.isabs(plain):
-            roots = (f"{root}{os.sep}" for root in (os.path.abspath(self.home), os.path.realpath(self.home)))
-            plain = next((plain[len(root) :] for root in roots if plain.startswith(root)), "..")
-        parts = [part for part in plain.lower().split("/") if part not in ("", ".")]
-        for start in range(len(parts) if ".." not in parts else 0):
-            found = self.by_name.get("/".join(parts[start:]), [])
-            if found:
-                return found[0] if len(found) == 1 else None
-        return None
+        root = next((root for root in self.roots if plain.startswith(root)), "")
+        parts = [part for part in folded(plain[len(root) :]).split("/") if part not in ("", ".")]
+        if ".." in parts or (os.path.isabs(plain) and not root):
+            return None
+        tails = ["/".join(parts)]
+        if parts[:1] == [self.called]:
+            tails.append("/".join(parts[1:]))
+        starts = self.roots.get(root, self.starts)
+        found = {file for tail in tails for start in starts for file in self.by_name.get(start + tail, [])}
+        return self.folder / found.pop() if len(found) == 1 else None
 
     def like(self, name: str) -> str:
         """`; did you mean ...?` for a name that is no file, or nothing."""
-        close = difflib.get_close_matches(name, self.names[:20_000], n=2, cutoff=0.7)
+        last = folded(name).replace("\\", "/").rpartition("/")[2]
+        alike = [file for key, files in self.by_name.items() if key.rpartition("/")[2] == last for file in files]
+        there = [each.removeprefix(self.starts[0]) for each in alike[:2] or self.names[:20_000]]
+        close = there if alike else difflib.get_close_matches(name, there, n=2, cutoff=0.7)
         return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def folded(name: str) -> str:
+    """A name whatever its case and Unicode form: a Mac writes é as two characters."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def leads_out(relative: Path) -> bool:
@@ -458,15 +586,18 @@ def leads_out(relative: Path) -> bool:
 
 
 def without_repeats(listing: Listing) -> Listing:
-    """The listing with each image once, where it stands first; UserError for one with two different labels."""
+    """The listing with each image once, where it stands first; UserError for one with two names or two labels."""
     assert listing.rows is not None
     first: dict[Path, int] = {}
     for i, path in enumerate(listing.paths):
         before = first.setdefault(path, i)
-        if before != i and listing.labels and listing.labels[i] != listing.labels[before]:
+        one, other = (
+            f"{listing.names[k]} {listing.labels[k]!r}" if listing.labels else listing.names[k] for k in (before, i)
+        )
+        if one != other:
             raise UserError(
-                f"{listing.origin} rows {listing.rows[before]} and {listing.rows[i]}: {listing.names[i]} has the "
-                f"labels {listing.labels[before]!r} and {listing.labels[i]!r}; remove the wrong row."
+                f"{listing.origin} rows {listing.rows[before]} and {listing.rows[i]}: {one} and {other} are one image, "
+                f"{path}; mend or remove a row."
             )
     return listing if len(first) == len(listing.paths) else listing.of(list(first.values()))
 
@@ -475,29 +606,35 @@ def without_repeats(listing: Listing) -> Listing:
 
 
 def canonical(label: str) -> str:
-    """A label of a CSV as text: spreadsheets write 3 as 3.0 or 3,0; anything else is itself."""
-    whole = re.fullmatch(r"(-?[0-9]{1,18})[.,]0*", label)
+    """A label of a CSV as text: spreadsheets write 3 as 3.0 or 3,00; anything else is itself, as 3.000 may be 3000."""
+    whole = re.fullmatch(r"(-?[0-9]{1,18})[.,]00?", label)
     return whole[1] if whole else label
 
 
 def number(name: str) -> int | str:
-    """What two spellings of one number have in common; any other name is itself."""
-    return int(name) if re.fullmatch(r"-?[0-9]{1,18}", name) else name
+    """What spellings of one number, or Unicode forms of one name, have in common."""
+    return int(name) if re.fullmatch(r"-?[0-9]{1,18}", name) else unicodedata.normalize("NFC", name)
+
+
+def look(name: str) -> int | str:
+    """What names have in common that differ in case, blanks, zeros or characters that nobody sees."""
+    seen = "".join(mark for mark in folded(name) if unicodedata.category(mark) != "Cf")
+    return number(re.sub(r"^(-?[0-9]+)[.,]0+$", r"\1", " ".join(seen.split())))
 
 
 def class_names(listing: Listing) -> list[str]:
     """Sorted names of the classes of a listing, as they are written; whole numbers in numerical order.
 
-    Raises UserError for two spellings of one number: nobody but their owner knows whether they are one class.
+    Raises UserError for two that look alike: nobody but their owner knows whether they are one class.
     """
     names = sorted(set(listing.labels or []))
     spelt: dict[int | str, str] = {}
     for name in names:
-        other = spelt.setdefault(number(name), name)
+        other = spelt.setdefault(look(name), name)
         if other != name:
             raise UserError(
-                f"{listing.origin} has the labels {other!r} and {name!r}; if they are one class, write them alike, "
-                "else give them names that are no numbers."
+                f"{listing.origin} has the labels {other!a} and {name!a}; if they are one class, write them "
+                "alike, else give them names that differ in more."
             )
     return sorted(names, key=int) if all(isinstance(number(name), int) for name in names) else names
 
@@ -547,10 +684,11 @@ def of_known_classes(listing: Listing, classes: list[str]) -> Listing:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode as RGB: 16 bits scaled to 8, transparency over white, EXIF rotation undone.
+    """Any Pillow mode as RGB: transparency over white, EXIF rotation undone.
 
-    What would be blank over white, white strokes on a transparent ground, is laid over black. A damaged EXIF counts as
-    none.
+    Of more than 8 bits, white is the largest value of the least depth that holds the image (8, 10, 12, 14 or 16 bits,
+    else its own maximum); of floats up to 1 it is 1, and black is -1 where one is below 0. What would be blank over
+    white, white strokes on a transparent ground, is laid over black. A damaged EXIF counts as none.
     """
     if "exif" in image.info:
         with contextlib.suppress(Exception):
@@ -559,10 +697,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         wide = np.asarray(image, dtype=np.float32)
         if not np.isfinite(wide).all():
             raise ValueError("pixels that are no numbers")
-        white = 65535 if image.mode.startswith("I;16") or wide.max() > 255 else 255
+        black, white = 0, next((2**bits - 1 for bits in (8, 10, 12, 14, 16) if wide.max() < 2**bits), wide.max())
         if image.mode == "F" and wide.max() <= 1:
-            white = 1
-        image = Image.fromarray((wide / white * 255).clip(0, 255).round().astype(np.uint8))
+            black, white = -1 if wide.min() < 0 else 0, 1
+        image = Image.fromarray(((wide - black) / (white - black) * 255).clip(0, 255).round().astype(np.uint8))
     elif "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layer).convert("RGB")
@@ -657,7 +795,7 @@ def read_domain(listing: Listing, classes: list[str] | None, size: int, workers:
         place = f"{listing.where(i)}: {listing.paths[i]}" if listing.rows else str(listing.paths[i])
         more = f" ({len(unreadable)} such images in all)" if len(unreadable) > 1 else ""
         remedy = "restore the image or remove the row" if listing.rows else "restore or remove the image"
-        meant = NearNames(image_home(listing.origin)).like(listing.names[i]) if listing.rows and absent else ""
+        meant = NearNames(listing.origin).like(listing.names[i]) if listing.rows and absent else ""
         raise UserError(f"{place}: {why}{more}{'' if ';' in why else f'; {remedy}'}{meant or '.'}")
     tell_one_colour(images, listing.names, str(listing.origin))
     return Domain(images, labels, listing.names)

@@ -17,6 +17,7 @@ import argparse
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +28,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dataset import encode_labels, image_home, image_names, list_csv, read_images, read_text, tell_one_colour
+from dataset import encode_labels, image_homes, image_names, list_csv, read_images, read_text, tell_one_colour
 from metrics import entropy, predict
 from runs import build_network, load_checkpoint, resolve_checkpoint
 from utils import (
@@ -152,9 +153,9 @@ def list_inputs(test_loc: Path) -> tuple[Path, list[str], dict[str, str]]:
     if test_loc.is_dir():
         return test_loc, some_images(image_names(test_loc), test_loc), {}
     if test_loc.is_file() and test_loc.suffix.lower() == ".csv":
-        home, listing = image_home(test_loc), list_csv(test_loc, with_labels=False)
+        home, listing = image_homes(test_loc)[0], list_csv(test_loc, with_labels=False)
         both = zip(listing.names, listing.paths, strict=True)
-        return home, sorted(listing.names), {name: str(path) for name, path in both if path != home / name}
+        return home, sorted(listing.names), {name: os.path.abspath(path) for name, path in both if path != home / name}
     if test_loc.is_file() and test_loc.suffix.lower() == ".txt":
         try:
             lines = [line.strip() for line in read_text(test_loc).splitlines()]
@@ -179,14 +180,15 @@ def some_images(names: list[str], test_loc: Path) -> list[str]:
 def path_in_line(home: Path, line: str) -> str:
     """The path of a line of a list: the whole of it, or what stands before the separator and a label.
 
-    It may stand in quotes, have backslashes, and begin with ~.
+    It may stand in quotes, have backslashes, begin with ~, and be in either Unicode form.
     """
     shorter = (line[: found.start()] for found in re.finditer(r"[\s,;]+[^\s,;]*$", line))
     for name in (line, *shorter):
         bare = name.strip("\"'")
         for meant in (name, bare, slashed(bare), os.path.expanduser(slashed(bare))):
-            if os.path.isfile(home / meant):
-                return meant
+            for form in (meant, unicodedata.normalize("NFC", meant), unicodedata.normalize("NFD", meant)):
+                if os.path.isfile(home / form):
+                    return form
     return line
 
 

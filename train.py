@@ -28,7 +28,7 @@ from torch import Tensor
 import config
 from augment import views
 from config import Settings, read_settings
-from dataset import Batches, Domain, class_names, list_split, of_known_classes, read_domain, some_rows
+from dataset import Batches, Domain, class_names, domain_folder, list_split, of_known_classes, read_domain, some_rows
 from losses import LOGGED, PSEUDO_LABEL_MEASURES, ClassPriors, Objective, Teacher, ramp, total
 from metrics import (
     SCORES,
@@ -158,6 +158,12 @@ class Data:
 def load_data(settings: Settings) -> Data:
     """Read the images that the mode needs, and no label that it must not see; UserError for what is missing."""
     mode, source, target = settings.train_mode, settings.source_file, settings.target_file
+    if (
+        mode == "dann"
+        and target
+        and domain_folder(settings.data_root, source).samefile(domain_folder(settings.data_root, target))
+    ):
+        raise UserError(f"--source_file {source} and --target_file {target} are one folder; dann needs two domains.")
     labelled_name = source if mode != "target" or target is None else target
     listing = list_split(settings.data_root, labelled_name, "train", with_labels=True)
     assert listing is not None  # `train` exists or list_split has refused

@@ -20,7 +20,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from dataset import Domain, LooseImage, list_split, of_known_classes, read_domain
+from dataset import Domain, NoClasses, list_split, of_known_classes, read_domain
 from metrics import MINIMUM, predict, proxy_a_distance
 from model import DANN, SOURCE
 from plots import draw_by_class, draw_by_domain
@@ -61,7 +61,7 @@ def read_validation(data_root: Path, domain: str, classes: list[str], size: int)
     for split in ("val", "train"):
         try:
             listing = list_split(data_root, domain, split, with_labels=True)
-        except LooseImage:  # the folders of a target without labels need not be its classes
+        except NoClasses:  # the folders of a target without labels need not be its classes
             listing = list_split(data_root, domain, split, with_labels=False)
         if listing is not None:
             return read_domain(of_known_classes(listing, classes), classes, size, 0), split

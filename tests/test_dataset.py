@@ -126,7 +126,14 @@ IMAGES: dict[str, tuple[str, bytes, tuple[int, int, int] | str]] = {
     "animated GIF": ("x.gif", encoded(red(), "GIF", **TWO_FRAMES), RED),
     "animated PNG": ("x.png", encoded(red(), **TWO_FRAMES), RED),
     "16 bits": ("x.png", encoded(Image.fromarray(np.full((28, 28), 65535, dtype=np.uint16))), WHITE),
-    "16 bits, dark": ("x.png", encoded(Image.fromarray(np.full((28, 28), 200, dtype=np.uint16))), (1, 1, 1)),
+    "16 bits that hold 8": ("x.png", encoded(Image.fromarray(np.full((28, 28), 200, dtype=np.uint16))), (200,) * 3),
+    "16 bits that hold 10": ("x.png", encoded(Image.fromarray(np.full((28, 28), 1023, dtype=np.uint16))), WHITE),
+    "16 bits that hold 12": ("x.png", encoded(Image.fromarray(np.full((28, 28), 4095, dtype=np.uint16))), WHITE),
+    "16 bits, grey": ("x.png", encoded(Image.fromarray(np.full((28, 28), 32768, dtype=np.uint16))), (128,) * 3),
+    "32 bits that hold 12": ("x.tif", encoded(Image.fromarray(np.full((28, 28), 4095, dtype=np.int32)), "TIFF"), WHITE),
+    "32 bits": ("x.tif", encoded(Image.fromarray(np.full((28, 28), 10**6, dtype=np.int32)), "TIFF"), WHITE),
+    "floats from -1": ("x.tif", encoded(Image.new("F", (28, 28), -0.5), "TIFF"), (64,) * 3),
+    "floats to 1023": ("x.tif", encoded(Image.new("F", (28, 28), 1023.0), "TIFF"), WHITE),
     "floats to 1": ("x.tif", encoded(Image.new("F", (28, 28), 1.0), "TIFF"), WHITE),
     "floats to 255": ("x.tif", encoded(Image.new("F", (28, 28), 255.0), "TIFF"), WHITE),
     "floats that are no numbers": ("x.tif", encoded(Image.new("F", (28, 28), float("nan")), "TIFF"), "ValueError"),
@@ -241,12 +248,26 @@ CSVS: dict[str, tuple[str | bytes, tuple[list[str], list[str] | None] | str]] = 
     "spaces": (" image_name , label\n a.png , 1 \n", (["a.png"], ["1"])),
     "quoted": ('"image_name","label"\n"a, b.png","1"\n', (["a, b.png"], ["1"])),
     "float labels": (HEAD + "a.png,1.0\nb.png,2.0\n", (["a.png", "b.png"], ["1", "2"])),
-    "text labels": (HEAD + "a.png,cat\nb.png,nan\n", (["a.png", "b.png"], ["cat", "nan"])),
+    "text labels": (HEAD + "a.png,cat\nb.png,NA\n", (["a.png", "b.png"], ["cat", "NA"])),
+    "no labels of programs": (HEAD + "a.png,cat\nb.png,nan\n", r"row 3: 'nan' .*b\.png"),
+    "no labels of spreadsheets": (HEAD + "a.png,#N/A\nb.png,cat\n", r"row 2: '#N/A' .*a\.png"),
+    "a spreadsheet's error": (HEAD + "a.png,cat\nb.png,#REF!\n", r"row 3: '#REF!' .*b\.png"),
+    "a spreadsheet's text": (HEAD + 'a.png,="cat"\n"=""b.png""","=""1"""\n', (["a.png", "b.png"], ["cat", "1"])),
+    "thousands": (HEAD + "a.png,1\nb.png,1.000\n", r"row 3 \(b\.png\): label '1\.000'"),
     "labels not given": ("image_name\na.png\n", (["a.png"], None)),
     "empty labels": (HEAD + "a.png,\nb.png,\n", (["a.png", "b.png"], None)),
     "one row": (HEAD + "a.png,1\n", (["a.png"], ["1"])),
-    "listed twice alike": (HEAD + "a.png,1\n./a.png,1.0\nb.png,2\n", (["a.png", "b.png"], ["1", "2"])),
-    "too many cells": (HEAD + "a.png,1,2,3\n", (["a.png"], ["1"])),
+    "listed twice alike": (HEAD + "a.png,1\na.png,1.0\nb.png,2\n", (["a.png", "b.png"], ["1", "2"])),
+    "listed twice, written otherwise": (HEAD + "a.png,1\n./a.png,1\n", r"rows 2 and 3: a\.png .*\./a\.png"),
+    "listed twice, once by a near miss": (HEAD + "A,1\nb.png,2\na.png,1\n", r"rows 2 and 4: A .*a\.png"),
+    "too many cells": (HEAD + "a.png,1,2,3\n", "row 2 .*cells"),
+    "a comma in a label": (HEAD + "b.png,1\na.png,ash, common\n", "row 3 .*cells"),
+    "empty cells too many": (HEAD + "a.png,1,, ,\n", (["a.png"], ["1"])),
+    "empty columns too many": ("image_name,label,,\na.png,1,,\n", (["a.png"], ["1"])),
+    "a line break in a cell": (HEAD + 'a.png,1\nb.png,"2\n3"\n', "row 3: .*line break"),
+    "a stray quote": (HEAD + 'a.png,"1\nb.png,"2\n', "row 2: .*line break"),
+    "a stray quote in another column": ('image_name,label,x\na.png,1,"\nb.png,2,"\n', "row 2: .*line break"),
+    "line breaks of old Macs": ("image_name,label\ra.png,1\rb.png,2\r", (["a.png", "b.png"], ["1", "2"])),
     "listed twice otherwise": (HEAD + "a.png,1\nb.png,2\na.png,2\n", "rows 2 and 4: a.png .*'1'.*'2'"),
     "renamed column": ("name,label\na.png,1\n", "image_name"),
     "semicolons": ("image_name;label\na.png;1\n", (["a.png"], ["1"])),
@@ -264,11 +285,11 @@ CSVS: dict[str, tuple[str | bytes, tuple[list[str], list[str] | None] | str]] = 
     "absolute": (HEAD + "a.png,1\n/etc/x.png,1\n", r"row 3: image_name '/etc/x\.png'"),
     "a zero in a name": (HEAD + "a\0.png,1\n", "row 2: image_name"),
     "empty": ("", "CSV"),
-    "an open quote": (HEAD + '"a.png,1\n', "CSV"),
+    "an open quote": (HEAD + '"a.png,1', "row 2: .*quote"),
     "UTF-16": ((HEAD + "a.png,1\n").encode("utf-16"), (["a.png"], ["1"])),
     "absent image": (HEAD + "a.png,1\nc.png,2\nd.png,2\n", r"row 3: .*c\.png: no such file .*2 such"),
     "unreadable image": (HEAD + "a.png,1\nbad.png,2\n", r"row 3: .*bad\.png: .*Unidentified"),
-    "a foreign label": (HEAD + "a.png,1\nb.png,3\n", r"row 3 \(b\.png\): label '3' .*1, 2, cat, nan"),
+    "a foreign label": (HEAD + "a.png,1\nb.png,3\n", r"row 3 \(b\.png\): label '3' .*1, 2, cat, NA"),
 }
 
 
@@ -282,7 +303,7 @@ def test_each_kind_of_csv_is_read_or_refused_by_name_and_row(kind: str, tmp_path
     (home / "bad.png").write_bytes(b"")
     try:
         listing = listed(tmp_path)
-        encode_labels(listing, ["1", "2", "cat", "nan"])
+        encode_labels(listing, ["1", "2", "cat", "NA"])
         found: Any = (read_domain(listing, None, 28, 1).names, listing.labels)
     except UserError as error:
         found = str(error)
