@@ -21,7 +21,7 @@ import train
 from dataset import Domain, list_split
 from lab import benchmark, tables
 from metrics import unsure
-from runs import load_checkpoint, write_json
+from runs import FORMAT, load_checkpoint, write_json
 from utils import UserError
 
 PROJECT = Path(train.__file__).parent
@@ -44,7 +44,14 @@ def result(mode: str, target: str, seed: int, accuracy: float) -> Result:
         "versions": {"torch": "2.9"},
         "device": "cpu (x, 2 threads)",
         "command": "python train.py",
-        "args": {"train_mode": mode, "target_file": target, "recipe": "tuned", "arch": "small", "run_name": f"r{seed}"},
+        "args": {
+            "train_mode": mode,
+            "target_file": target,
+            "recipe": "tuned",
+            "arch": "small",
+            "run_name": f"r{seed}",
+            "format": FORMAT,
+        },
     }
 
 
@@ -190,7 +197,7 @@ def test_a_cell_takes_no_two_kinds_of_runs(project: Path) -> None:
 
 def test_an_evidence_row_says_how_many_runs_measured_what(project: Path) -> None:
     change(project / "results" / f"{RUN}.json", "losses", {"L_d": 0.6})
-    found = row(tables.evidence_block(project / "results"), "`dann`, lambda to 0.2 (default) | USPS")
+    found = row(tables.evidence_block(project / "results"), "`dann` | USPS")
     assert found[2:] == ["0.600 ± 0.100 (worst 0.500)", "0.900 ± 0.000", "1.90 ± 0.00", "0.50 ± 0.00"] + [
         "0.600 (of 1)",
         "-",
