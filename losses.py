@@ -168,8 +168,9 @@ class ClassPriors:
 
     labels_s: int64 [N] of the source, whose shares by class are `source` [K]. `target` [K] begins there and moves every
     PERIOD steps by RATE to the estimate from the answers on the last WINDOW batches, or back to `source` while those
-    answers are unsure (see `unsure` in metrics.py): of such answers EM makes priors that no one has. Weighted or not,
-    the classifier counts as trained for the source's priors: the estimate in their place was worse (lab/NOTES.md).
+    answers are unsure, their entropy half of their diversity or more: EM makes priors that no one has of such answers.
+    Weighted or not, the classifier counts as trained for the source's priors: the estimate in their place was worse
+    (lab/NOTES.md).
     """
 
     WINDOW, PERIOD, RATE = 16, 5, 0.1
@@ -190,7 +191,7 @@ class ClassPriors:
         self.answers = [*self.answers[1 - self.WINDOW :], z_t.detach().softmax(1)]
         if (step + 1) % self.PERIOD == 0:
             q = torch.cat(self.answers)
-            sure = entropy(q).mean() <= 0.25 * entropy(q.mean(0))
+            sure = entropy(q).mean() < 0.5 * entropy(q.mean(0))
             estimate = torch.where(sure, estimate_priors(q, self.source), self.source)
             self.target.lerp_(ranks.mean(estimate), self.RATE)
 
