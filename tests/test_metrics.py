@@ -14,8 +14,10 @@ from metrics import (
     SCORES,
     accuracy_of,
     answers,
+    changed_answers,
     collapse,
     domain_distance,
+    harm,
     idle_adversary,
     predict,
     proxy_a_distance,
@@ -233,3 +235,21 @@ def test_a_domain_classifier_that_stops_learning_on_the_way_says_so(small_data: 
         found = quick_run(tmp_path, tmp_path / "runs", "dann", "blank", *more)["warnings"]
     assert any("no longer tells" in sentence for sentence in found)
     assert any("same answer" in sentence for sentence in found)  # measured without a val set, too
+
+
+# Against training on the source alone
+
+
+@pytest.mark.parametrize(
+    ("right_before", "kept", "harmed"), [(0.95, 0.7, True), (0.95, 0.92, False), (0.4, 0.2, False), (0.6, 0.15, True)]
+)
+def test_harm_is_said_where_adaptation_must_have_made_sure_answers_worse(
+    right_before: float, kept: float, harmed: bool
+) -> None:
+    """Of 1,000 answers as confident as they are right before; whatever became of the changed ones."""
+    classes = torch.arange(1000) % 4
+    reference = torch.full((1000, 4), (1 - right_before) / 3).scatter(1, classes[:, None], right_before)
+    adapted = torch.eye(4)[torch.where(torch.arange(1000) < 1000 * kept, classes, (classes + 1) % 4)]
+    changed = changed_answers(reference, adapted)
+    assert changed == pytest.approx({"agreement": kept, "confidence": right_before}, abs=1e-6)
+    assert (len(harm(**changed)) == 1) == harmed

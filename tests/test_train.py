@@ -383,6 +383,26 @@ def test_a_result_has_what_the_contract_names_and_a_folder_its_files(dann_run: P
     assert sorted(file.name for file in dann_run.iterdir()) == sorted(files)
 
 
+def test_an_adapted_run_states_class_priors_and_is_held_against_training_on_the_source_alone(dann_run: Path) -> None:
+    result = json.loads((dann_run / "result.json").read_text())
+    assert set(result["class_priors"]) == set("0123456789")
+    for name in ("source", "target_estimated", "target_val"):
+        assert sum(each[name] for each in result["class_priors"].values()) == pytest.approx(1, abs=1e-3)
+    last = read_metrics(dann_run / "metrics.jsonl")[-1]
+    assert last["target_priors"] == [each["target_estimated"] for each in result["class_priors"].values()]
+    assert result["source_only"]["steps"] == 2
+    assert all(0 <= result["source_only"][name] <= 1 for name in ("agreement", "confidence", "target_val_accuracy"))
+
+
+def test_what_a_run_is_held_against_leaves_its_weights_alone(
+    small_data: Path, tmp_path: Path, dann_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "against_source_only", lambda *_: None)
+    other = quick_run(small_data, tmp_path, "dann", "usps")
+    assert other["source_only"] is None
+    assert same_tensors(weights(other), weights(dann_run))
+
+
 def test_the_reported_accuracy_is_that_of_the_checkpoint_on_val(
     dann_run: Path, small_data: Path, tmp_path: Path
 ) -> None:
