@@ -849,5 +849,8 @@ class Batches:
 
     def __call__(self, step: int) -> tuple[Tensor, Any]:
         """Images uint8 [B / world, 3, H, W] (channels_last) and labels int64 [B / world], or None, of `step`."""
-        rows = self.indices(step)[self.ranks.rank :: self.ranks.world]
+        return self.take(self.indices(step)[self.ranks.rank :: self.ranks.world])
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Any]:
+        """The batch of those rows, int64 [B]."""
         return self.images[rows].permute(0, 3, 1, 2), self.labels[rows] if self.labels is not None else None

@@ -6,7 +6,7 @@ recipe in config.py. The parts of a recipe, which `--without PART ...` leaves ou
     augmentation   strong random views of source and target images                   augment.views
     distractors    other digits pasted at the sides of the source's, in those views  augment.paste_distractors
     adversarial    L_d, the domain loss of DANN, with the gradient reversal          domain_loss
-    priors         the source weighted by the target's estimated class priors        ClassPriors
+    priors         source batches drawn by the target's estimated class priors       ClassPriors
     confusion      L_c, minimum class confusion of the target's answers              minimum_class_confusion
     teacher        L_u, pseudo-labels of a moving average of the network             Teacher, pseudo_label_loss
 """
@@ -41,9 +41,9 @@ class Objective(nn.Module):
     Names in L_ are losses, to be summed; the others are shares without a gradient, for the log.
     """
 
-    def __init__(self, net: DANN) -> None:
+    def __init__(self, net: DANN, answers: bool = False) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.answers = net, answers
 
     def forward(
         self,
@@ -53,16 +53,15 @@ class Objective(nn.Module):
         lambda_p: float = 0.0,
         pseudo: tuple[Tensor, Tensor] | None = None,
         weight_u: float = 1.0,
-        w_s: Tensor | None = None,
         weight_c: float = 0.0,
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """L_y of the labelled images; with target images L_d too, L_c and, with the teacher's `pseudo` labels, L_u.
 
         x_s, x_t: uint8 or float [B, 3, H, W] in 0..255, y_s: int64 [B], pseudo: labels int64 [B] and mask float [B] of
-        x_t, w_s: weights float [B] of the source's images in L_y and L_d. L_c and L_u are times their weights; L_c is
-        computed where it has one. Returns the losses and the logits of x_t, [B, K], None where nothing needed them.
-        Source and target pass BatchNorm apart: each is normalised by its own batch and keeps running statistics of its
-        own. Without x_t the labelled images are those of net.predict_as.
+        x_t. L_c and L_u are times their weights; L_c is computed where it has one. Returns the losses and the logits of
+        x_t, [B, K], None where no loss needs them and no `answers` are asked for. Source and target pass BatchNorm
+        apart: each is normalised by its own batch and keeps running statistics of its own. Without x_t the labelled
+        images are those of net.predict_as.
         """
         net = self.net
         f_s = net.features(x_s, SOURCE if x_t is not None else None)  # [B, F]
@@ -71,9 +70,9 @@ class Objective(nn.Module):
         f_t = net.features(x_t, TARGET)  # [B, F]
         z_s = net.label_classifier(f_s).float()  # [B, K]
         d_hat = net.domain_classifier(reverse_gradient(torch.cat([f_s, f_t]), lambda_p)).float()  # [2B, 2]
-        L_d, domain_accuracy = domain_loss(d_hat, len(f_s), w_s)
-        losses = {"L_y": label_loss(z_s, y_s, w_s), "L_d": L_d, "domain_accuracy": domain_accuracy}
-        z_t = net.label_classifier(f_t).float() if pseudo or weight_c or w_s is not None else None  # [B, K]
+        L_d, domain_accuracy = domain_loss(d_hat, len(f_s))
+        losses = {"L_y": F.cross_entropy(z_s, y_s), "L_d": L_d, "domain_accuracy": domain_accuracy}
+        z_t = net.label_classifier(f_t).float() if pseudo or weight_c or self.answers else None  # [B, K]
         if weight_c and z_t is not None:
             losses["L_c"] = weight_c * minimum_class_confusion(z_t)
         if pseudo and z_t is not None:
@@ -94,29 +93,16 @@ def entropy(p: Tensor) -> Tensor:
     return -torch.special.xlogy(p, p).sum(-1)
 
 
-def label_loss(z_s: Tensor, y_s: Tensor, w_s: Tensor | None = None) -> Tensor:
-    """L_y = -mean w_i log p(y_i | x_i): cross-entropy of logits [B, K] and labels int64 [B], weights [B] or all 1.
+def domain_loss(d_hat: Tensor, count_s: int) -> tuple[Tensor, Tensor]:
+    """L_d = -mean log p(d_i | f_i) over the images of both domains, and the domain classifier's accuracy.
 
-    Source: arXiv 1505.07818, equation 3; with weights Combes et al., arXiv 2003.04475 (importance-weighted DANN).
-    """
-    return F.cross_entropy(z_s, y_s) if w_s is None else (w_s * F.cross_entropy(z_s, y_s, reduction="none")).mean()
-
-
-def domain_loss(d_hat: Tensor, count_s: int, w_s: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """L_d = -mean w_i log p(d_i | f_i) over the images of both domains, and the domain classifier's accuracy.
-
-    d_hat: logits float [N, 2], the first `count_s` of them of source images, whose weights [count_s] are w_s; those of
-    the target, and all without w_s, weigh 1. With equal halves L_d is half of the paper's sum of a mean per domain; the
-    reversal hands G_f the gradient -lambda_p dL_d/df. Source: arXiv 1505.07818, equations 9 and 13 to 15; with weights
-    arXiv 2003.04475.
+    d_hat: logits float [N, 2], the first `count_s` of them of source images. With equal halves L_d is half of the
+    paper's sum of a mean per domain; the reversal hands G_f the gradient -lambda_p dL_d/df. Source: arXiv 1505.07818,
+    equations 9 and 13 to 15.
     """
     d = torch.full((len(d_hat),), TARGET, device=d_hat.device)  # [N]
     d[:count_s] = SOURCE
-    accuracy = (d_hat.argmax(1) == d).float().mean()
-    if w_s is None:
-        return F.cross_entropy(d_hat, d), accuracy
-    w = torch.cat([w_s, w_s.new_ones(len(d_hat) - count_s)])  # [N]
-    return (w * F.cross_entropy(d_hat, d, reduction="none")).mean(), accuracy
+    return F.cross_entropy(d_hat, d), (d_hat.argmax(1) == d).float().mean()
 
 
 def minimum_class_confusion(z_t: Tensor, temperature: float = 2.5) -> Tensor:
@@ -164,26 +150,30 @@ def estimate_priors(q: Tensor, trained: Tensor, iterations: int = 20) -> Tensor:
 
 
 class ClassPriors:
-    """The target's class priors, estimated without its labels, and the weights of source images that follow from them.
+    """The target's class priors, estimated without its labels, and source batches that have them.
 
     labels_s: int64 [N] of the source, whose shares by class are `source` [K]. `target` [K] begins there and moves every
     PERIOD steps by RATE to the estimate from the answers on the last WINDOW batches, or back to `source` while those
     answers are unsure, their entropy half of their diversity or more: EM makes priors that no one has of such answers.
-    Weighted or not, the classifier counts as trained for the source's priors: the estimate in their place was worse
-    (lab/NOTES.md).
+    Batches drawn by it have the target's priors in all that they enter, L_y, L_d and BatchNorm's statistics; weights in
+    the losses (Combes et al., arXiv 2003.04475) leave the statistics those of the source, and were worse, as was EM for
+    a classifier trained with the estimate instead of `source` (lab/NOTES.md).
     """
 
     WINDOW, PERIOD, RATE = 16, 5, 0.1
 
     def __init__(self, labels_s: Tensor, num_classes: int, device: torch.device) -> None:
-        self.source = (labels_s.bincount(minlength=num_classes).float() / len(labels_s)).to(device)
+        self.rows = labels_s.argsort(stable=True).to(device)  # class by class
+        self.counts = labels_s.bincount(minlength=num_classes).to(device)
+        self.source = self.counts / len(labels_s)
         self.target = self.source.clone()
         self.answers: list[Tensor] = []  # of the last batches, [B, K] each
 
-    def weights(self, y_s: Tensor) -> Tensor:
-        """Weights float [B] of source images with labels int64 [B]: target over source priors, mean 1 in the batch."""
-        w = (self.target / self.source)[y_s]
-        return w / w.mean()
+    def draw(self, count: int) -> Tensor:
+        """Rows int64 [count] of source images, their classes drawn by `target`, any image of a class alike."""
+        classes = torch.multinomial(self.target, count, replacement=True)
+        place = (torch.rand(count, device=classes.device) * self.counts[classes]).long()
+        return self.rows[(self.counts.cumsum(0) - self.counts)[classes] + place]
 
     @torch.no_grad()
     def follow(self, z_t: Tensor, step: int, ranks: Ranks = ALONE) -> None:

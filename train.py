@@ -255,7 +255,8 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
     batches = partial(Batches, batch_size=recipe.batch_size, seed=seed, device=device, ranks=ranks)
     batch_s = batches(data.labelled, stream=SOURCE)
     batch_t = batches(data.unlabelled, stream=TARGET) if data.unlabelled else None
-    objective = ranks.wrap(Objective(net))
+    share = recipe.batch_size // ranks.world
+    objective = ranks.wrap(Objective(net, answers=run.priors is not None))
     meter = Meter(run, f"train {settings.train_mode}", recipe.batch_size * (2 if batch_t else 1), shown=bool(log))
     val_period = settings.val_period or max(1, run.total_steps // 5)
     measured, stop, kind = None, False, run.args["views"]
@@ -265,16 +266,15 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
             p = run.step / run.total_steps
             lambda_p, lr = recipe.lambda_max * lambda_schedule(p), learning_rate(p, recipe.lr)
             seed_step(seed, run.step * ranks.world + ranks.rank)
-            x_s, y_s = batch_s(run.step)
+            x_s, y_s = batch_s.take(run.priors.draw(share)) if run.priors else batch_s(run.step)
             x_t = batch_t(run.step)[0] if batch_t else None
             with autocast():
                 pseudo = run.teacher.label(x_t) if run.teacher and x_t is not None else None
-            w_s = run.priors.weights(y_s) if run.priors else None
             if "augmentation" in recipe.parts:  # in float32: bfloat16 would round the sampling grid
                 x_s = views(x_s, kind, paste=kind == "digits" and "distractors" in recipe.parts)
                 x_t = views(x_t, kind, paste=False) if x_t is not None else None
             with autocast():
-                losses, z_t = objective(x_s, y_s, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end), w_s, recipe.weight_c)
+                losses, z_t = objective(x_s, y_s, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end), recipe.weight_c)
 
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
@@ -440,13 +440,12 @@ def finish(
     compared = against_source_only(run, data, settings, measured)
     priors = class_priors(run, data, metrics.get("target_priors"))
     warnings = doubts(run, data, settings, lines, after, compared)
-    for sentence in warnings:
-        print(f"warning: {sentence}")
+    print(*(f"warning: {sentence}\n" for sentence in warnings), sep="", end="")
     if priors:
         print(priors_in_words(priors))
     if "augmentation" in settings.values.parts:
         print(f"random views: {run.args['views']}")
-    predicting = (run.net.feature_extractor, run.net.label_classifier)
+    predicting = (*run.net.feature_extractor.parameters(), *run.net.label_classifier.parameters())
     result = {
         "target_val_accuracy": metrics["target_val_accuracy"],
         "source_val_accuracy": metrics["source_val_accuracy"],
@@ -464,7 +463,7 @@ def finish(
         "selected_step": selected["step"],
         "checkpoint": name,
         "images": data.sizes(),
-        "parameters": sum(parameter.numel() for part in predicting for parameter in part.parameters()),
+        "parameters": sum(parameter.numel() for parameter in predicting),
         "command": command,
         "args": {name: value for name, value in run.args.items() if name != "classes"},
         "versions": versions(),
