@@ -77,6 +77,7 @@ from utils import (
 )
 
 SAMPLE_IMAGES = 2000  # of a target without a labelled val set, on which what needs no label is measured
+SOURCE_STEPS = 300  # at least, of the network that adaptation is held against; else a sixth of the run's
 SOURCE_BATCHES = 20  # the last ones, on which a teacher's statistics of the source are measured
 
 
@@ -496,7 +497,7 @@ def doubts(
 def against_source_only(
     run: Run, data: Data, settings: Settings, measured: "Measured"
 ) -> dict[str, float | None] | None:
-    """The adapted answers on the target beside those of a network trained on the source alone, a sixth as long.
+    """The adapted answers on the target beside those of a network trained on the source alone.
 
     None in another mode than dann, and where that training fails.
     """
@@ -506,7 +507,14 @@ def against_source_only(
     seed_step(settings.seed, -1)
     net = DANN(len(data.classes), settings.arch, settings.size, SOURCE).to(run.net.device)
     optimizer = build_optimizer(net, "source", recipe.lr, recipe.weight_decay)
-    short = Run(run.folder, run.args, net, optimizer, max(1, run.total_steps // 6), precision=run.precision)
+    short = Run(
+        run.folder,
+        run.args,
+        net,
+        optimizer,
+        min(run.total_steps, max(run.total_steps // 6, SOURCE_STEPS)),
+        precision=run.precision,
+    )
     try:
         train(short, replace(data, unlabelled=None), replace(settings, train_mode="source", values=recipe), ALONE, None)
     except UserError:  # a loss that is not finite: the run itself is done
