@@ -149,10 +149,12 @@ def spread(values: Iterable[float | None], digits: int = 3) -> str:
     return f"{statistics.mean(known):.{digits}f}{deviation}{count}"
 
 
-def accuracy_cell(results: list[Result]) -> str:
-    """Mean, deviation and worst; a dash without results."""
+def accuracy_cell(results: list[Result], usual: int | None = None) -> str:
+    """Mean, deviation and worst, and how many images they are of where that is not the `usual` number; or a dash."""
     values = [result["target_val_accuracy"] for result in results]
-    return f"{spread(values)} (worst {min(values):.3f})" if values else "-"
+    sizes = sorted({result["images"]["target_val"] for result in results} - {usual}) if usual else []
+    other = f", n = {' / '.join(f'{size:,}' for size in sizes)}" if sizes else ""
+    return f"{spread(values)} (worst {min(values):.3f}{other})" if values else "-"
 
 
 def seed_counts(found: list[list[Result]]) -> str:
@@ -174,6 +176,11 @@ def results_block(folder: Path) -> list[str]:
         return ["No results yet: `bash lab/reproduce.sh DATA_ROOT` makes them."]
     known = {(cell.recipe, cell.arch, cell.without) for cell in cells if cell.without in ((), PLAIN)}
     groups = sorted(known, key=lambda group: (group[0] != "tuned", group[1] != "small", not group[2]))
+    every = [result for found in cells.values() for result in found]
+    sizes = {
+        target: statistics.mode(r["images"]["target_val"] for r in every if r["args"]["target_file"] == target)
+        for target in {result["args"]["target_file"] for result in every}
+    }
     rows = []
     for mode in MODES:
         rows.append([mode, "*published implementation*", *(f"*{value:.5f}*" for value in PUBLISHED[mode]), "", "1"])
@@ -183,14 +190,10 @@ def results_block(folder: Path) -> list[str]:
             if both:
                 alone = all(ALONE in result["device"] for result in both)
                 seconds = f"{statistics.mean(result['seconds'] for result in both):.0f}" if alone else "-"
-                accuracies = map(accuracy_cell, found)
+                accuracies = [accuracy_cell(*both) for both in zip(found, map(sizes.get, TARGETS), strict=True)]
                 left_out = f" without {', '.join(without)}" if without else ""
                 rows.append([mode, f"{recipe}{left_out}, {arch}", *accuracies, seconds, seed_counts(found)])
-    every = [result for found in cells.values() for result in found]
-    heads = []
-    for target in TARGETS:
-        sizes = {r["images"]["target_val"] for r in every if r["args"]["target_file"] == target}
-        heads.append(f"{pair(target)}, n = {' / '.join(f'{size:,}' for size in sorted(sizes)) or '-'}")
+    heads = [f"{pair(target)}, n = {sizes[target]:,}" if target in sizes else pair(target) for target in TARGETS]
     return [*table(["mode", "recipe, network", *heads, "seconds", "seeds"], rows), "", *footnotes(every)]
 
 
