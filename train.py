@@ -491,7 +491,7 @@ def doubts(
     found = collapse(lines[-1], len(data.classes), len(answered) if answered else 0)
     if "adversarial" in settings.values.parts:
         found += idle_adversary(lines, run.distance_before, distance)
-    return found + (harm(compared["agreement"], compared["confidence"]) if compared else [])
+    return found + (harm(compared) if compared else [])
 
 
 def against_source_only(
