@@ -210,8 +210,8 @@ def harm(changed: dict[str, Any]) -> list[str]:
         return []
     return [
         "adaptation may have done harm: a network trained on the source alone is sure of its answers on the target "
-        f"(mean confidence {changed['confidence']:.2f}), and {1 - changed['agreement']:.0%} of them have changed: compare "
-        "a run of --train_mode source, and check by hand some images on which the two differ."
+        f"(mean confidence {changed['confidence']:.2f}), and {1 - changed['agreement']:.0%} of them have changed: "
+        "compare a run of --train_mode source, and check by hand some images on which the two differ."
     ]
 
 
