@@ -157,6 +157,15 @@ def accuracy_cell(results: list[Result], usual: int | None = None) -> str:
     return f"{spread(values)} (worst {min(values):.3f}{other})" if values else "-"
 
 
+def usual_sizes(results: list[Result]) -> dict[str, int]:
+    """By target how many val images most results are of."""
+    targets = {result["args"]["target_file"] for result in results}
+    return {
+        target: statistics.mode(r["images"]["target_val"] for r in results if r["args"]["target_file"] == target)
+        for target in targets
+    }
+
+
 def seed_counts(found: list[list[Result]]) -> str:
     counts = [str(len(results)) for results in found]
     return counts[0] if len(set(counts)) == 1 else "/".join(counts)
@@ -177,10 +186,7 @@ def results_block(folder: Path) -> list[str]:
     known = {(cell.recipe, cell.arch, cell.without) for cell in cells if cell.without in ((), PLAIN)}
     groups = sorted(known, key=lambda group: (group[0] != "tuned", group[1] != "small", not group[2]))
     every = [result for found in cells.values() for result in found]
-    sizes = {
-        target: statistics.mode(r["images"]["target_val"] for r in every if r["args"]["target_file"] == target)
-        for target in {result["args"]["target_file"] for result in every}
-    }
+    sizes = usual_sizes(every)
     rows = []
     for mode in MODES:
         rows.append([mode, "*published implementation*", *(f"*{value:.5f}*" for value in PUBLISHED[mode]), "", "1"])
@@ -345,23 +351,27 @@ def draw_scores(points: Points, path: Path) -> None:
 def evidence_block(folder: Path) -> list[str]:
     """A row per kind of run and target that has results; what a run did not measure is a dash."""
     rows = []
-    for words, pattern in EVIDENCE.items():
-        for target in TARGETS:
-            found = [read_result(file) for file in sorted(folder.glob(pattern.format(target) + ".json"))]
-            if found:
-                rows.append(
-                    [
-                        words,
-                        target.upper(),
-                        accuracy_cell(found),
-                        spread(result.get("source_val_accuracy") for result in found),
-                        spread((result["proxy_a_distance"]["untrained"] for result in found), 2),
-                        spread((result["proxy_a_distance"]["trained"] for result in found), 2),
-                        spread(result["losses"].get("L_d") for result in found),
-                        spread(result["scores"].get("information_maximisation") for result in found),
-                        str(len(found)),
-                    ]
-                )
+    runs = {
+        (words, target): [read_result(file) for file in sorted(folder.glob(pattern.format(target) + ".json"))]
+        for words, pattern in EVIDENCE.items()
+        for target in TARGETS
+    }
+    sizes = usual_sizes([result for found in runs.values() for result in found])
+    for (words, target), found in runs.items():
+        if found:
+            rows.append(
+                [
+                    words,
+                    target.upper(),
+                    accuracy_cell(found, sizes[target] if "shift" not in words else None),
+                    spread(result.get("source_val_accuracy") for result in found),
+                    spread((result["proxy_a_distance"]["untrained"] for result in found), 2),
+                    spread((result["proxy_a_distance"]["trained"] for result in found), 2),
+                    spread(result["losses"].get("L_d") for result in found),
+                    spread(result["scores"].get("information_maximisation") for result in found),
+                    str(len(found)),
+                ]
+            )
     head = ["runs", "target", "target val accuracy", "source val accuracy", "proxy A-distance, untrained", "trained"]
     return table([*head, "domain loss at the end", "information", "seeds"], rows)
 

@@ -367,6 +367,13 @@ def test_label_shift_costs_plain_dann_more_than_alignment_gained_and_recipe_stro
     assert spread_over[1] > spread_over[0] + 2  # classes, where half of ten are rare
 
 
+def test_the_default_does_no_harm_under_label_shift_and_states_the_priors() -> None:
+    assert accuracy(SHIFTED_DEFAULT, "usps") > accuracy(SHIFTED_SOURCE, "usps") - 0.005
+    for run in runs(SHIFTED_DEFAULT, "usps"):
+        assert all(abs(p["target_estimated"] - p["target_val"]) < 0.03 for p in run["class_priors"].values())
+        assert run["warnings"] == []
+
+
 def test_dann_removes_a_smaller_part_of_the_errors_where_they_are_many() -> None:
     assert accuracy(SOURCE, "svhn") < accuracy(SOURCE, "usps")
     left = {target: (1 - accuracy(PLAIN, target)) / (1 - accuracy(SOURCE, target)) for target in tables.TARGETS}
