@@ -89,7 +89,7 @@ class Settings:
 
     def views_of(self, classes: list[str]) -> str:
         """The kind of views: what --views says, else by the names of the classes."""
-        return self.views or ("digits" if set(classes) <= set("0123456789") else "photos")
+        return self.views or ("digits" if set(classes) == set("0123456789") else "photos")
 
     def over(self, processes: int) -> "Settings":
         """These settings for a run of so many processes; UserError where the batch cannot be split over them."""
@@ -169,7 +169,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--views",
         choices=VIEWS,
         help="random views of recipe strong. digits: half of them negatives, in the source other digits at the sides; "
-        "photos: neither (default: digits where the classes are called 0 to 9)",
+        "photos: neither (default: digits where the classes are those from 0 to 9)",
     )
     length.add_argument(
         "--arch",

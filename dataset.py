@@ -276,6 +276,11 @@ def has_list(folder: Path) -> bool:
     return any(split_csv(folder, split) for split in SPLITS)
 
 
+def holds_image(folder: Path) -> bool:
+    """Whether there is an image below a folder: annotations beside splits are no class."""
+    return any(is_image(path) for path, _ in walk(folder))
+
+
 def split_folders(folder: Path, classes: bool) -> dict[str, Path]:
     """The folders of a domain that are its splits, by split; empty where its folders are classes, or anything.
 
@@ -286,7 +291,7 @@ def split_folders(folder: Path, classes: bool) -> dict[str, Path]:
     inside = [each for each in subfolders(folder) if not (each.name == "data" and has_list(folder))]
     splits = called_as_splits(inside)
     found = dict(splits)
-    others = [each.name for each in inside if each not in found.values()]
+    others = [each.name for each in inside if each not in found.values() and (len(found) < 2 or holds_image(each))]
     if len(found) < len(splits):
         twice = [each.name for split, each in splits if Counter(s for s, _ in splits)[split] > 1]
         raise UserError(f"{folder} holds {' and '.join(twice)}, which are the same split; keep one, or merge them.")
@@ -303,24 +308,28 @@ def split_folders(folder: Path, classes: bool) -> dict[str, Path]:
     return found
 
 
-def refuse_splits_for_classes(folder: Path, ways: list[list[str]]) -> None:
+def refuse_splits_for_classes(folder: Path, ways: list[list[str]], in_split: bool) -> None:
     """NoClasses where class folders may be splits: two are called so, hold folders that are, or one all of another's.
 
-    ways: of each image the folders from `folder` on, its class first, and its name.
+    ways: of each image the folders from `folder` on, its class first, and its name. in_split: what lies in a folder
+    that is a split may hold the same folders in each class.
     """
     below: dict[str, set[str]] = {}
     deeper: dict[str | None, str] = {}
     for way in ways:
         below.setdefault(way[0], set()).update(way[1:-1][:1])
         deeper.update({split_of(name): "/".join(way[: i + 2]) for i, name in enumerate(way[1:-1])})
-    called = {split_and_rest(name)[0]: name for name in below}
+    called: dict[str, dict[str | None, str]] = {}  # of train_ash and test_ash: ash
+    for name in below:
+        split, rest = split_and_rest(name)
+        called.setdefault(rest, {})[split] = name
     alike = [[name for name in below if below[name] >= names] for names in below.values() if len(names) > 1]
-    called_so = [[by[split] for split in SPLITS if split in by] for by in (deeper, called)]
-    for doubtful in [*called_so, *alike]:
+    called_so = [[by[split] for split in SPLITS if split in by] for by in (deeper, *called.values())]
+    for doubtful in [*called_so, *([] if in_split else alike)]:
         if len(doubtful) > 1:
             raise NoClasses(
-                f"{folder} holds {' and '.join(doubtful[:2])}, which may be splits or classes; let folders train, val "
-                "and test hold the classes, or, if they are classes, rename them and merge what is in each."
+                f"{folder} holds {' and '.join(doubtful[:2])}, which may be splits or classes; put what to train on "
+                "into a folder train, and classes that are called as splits under another name."
             )
 
 
@@ -349,7 +358,7 @@ def list_split(data_root: Path, domain: str, split: str, with_labels: bool) -> L
     top = unwrapped(folder, above_splits=True)
     splits = split_folders(top, classes=with_labels and split == "train")
     if split in splits:
-        return list_folder(splits[split], with_labels)
+        return list_folder(splits[split], with_labels, in_split=True)
     if split != "train":
         if split == "val" and with_labels and ("test" in splits or split_csv(folder, "test")):
             note(f"{folder} has a test and no val: nothing is measured on it; rename test to val to measure on that.")
@@ -365,11 +374,14 @@ def list_split(data_root: Path, domain: str, split: str, with_labels: bool) -> L
     return listing.of(keep)
 
 
-def list_folder(folder: Path, with_labels: bool, beside: frozenset[Path] = frozenset()) -> Listing:
+def list_folder(
+    folder: Path, with_labels: bool, beside: frozenset[Path] = frozenset(), in_split: bool = False
+) -> Listing:
     """List the images below `folder`; with labels, each image's class is the first folder on its way.
 
     Without labels the order goes by file name, so that moving an image to another class's folder changes nothing.
-    beside: folders in it that are other splits. Raises UserError for a class folder without an image.
+    beside: folders in it that are other splits. in_split: it is one itself. Raises UserError for a class folder without
+    an image.
     """
     names = [name for name in image_names(folder) if folder / name.split("/")[0] not in beside]
     if not with_labels:
@@ -396,7 +408,7 @@ def list_folder(folder: Path, with_labels: bool, beside: frozenset[Path] = froze
     empty = [inside for inside in subfolders(home) if inside not in beside and inside.name not in set(labels)]
     if empty:
         raise UserError(f"class folder {empty[0]} holds no image of its own; add images, or remove the folder.")
-    refuse_splits_for_classes(home, parts)
+    refuse_splits_for_classes(home, parts, in_split)
     return Listing(folder, names, paths, labels)
 
 

@@ -138,14 +138,14 @@ def ramp(p: float, end: float) -> float:
 def estimate_priors(q: Tensor, trained: Tensor, iterations: int = 20) -> Tensor:
     """Class priors float [K] of the images behind answers q float [N, K] of a classifier for the priors `trained` [K].
 
-    EM from `trained` on: priors_k <- mean q_k priors_k / trained_k, normalised to 1 for each image; with one image more
-    a class, so that none is given up. Source: Saerens et al. 2002, "Adjusting the outputs of a classifier to new a
-    priori probabilities: a simple procedure".
+    EM from `trained` on: priors_k <- mean q_k priors_k / trained_k, normalised to 1 for each image, with K images of
+    the priors `trained` beside them, so that no class is given up. Source: Saerens et al. 2002, "Adjusting the outputs
+    of a classifier to new a priori probabilities: a simple procedure".
     """
     priors = trained
     for _ in range(iterations):
         r = q * (priors / trained)  # [N, K]
-        priors = ((r / r.sum(1, keepdim=True)).sum(0) + 1) / (len(q) + len(trained))
+        priors = ((r / r.sum(1, keepdim=True)).sum(0) + len(trained) * trained) / (len(q) + len(trained))
     return priors
 
 
@@ -178,12 +178,12 @@ class ClassPriors:
     @torch.no_grad()
     def follow(self, z_t: Tensor, step: int, ranks: Ranks = ALONE) -> None:
         """Take in the logits [B, K] of the target's batch of `step`."""
-        self.answers = [*self.answers[1 - self.WINDOW :], z_t.detach().softmax(1)]
+        self.answers = [*self.answers[1 - self.WINDOW :], ranks.gather(z_t.detach().softmax(1))]
         if (step + 1) % self.PERIOD == 0:
             q = torch.cat(self.answers)
             sure = entropy(q).mean() < 0.5 * entropy(q.mean(0))
             estimate = torch.where(sure, estimate_priors(q, self.source), self.source)
-            self.target.lerp_(ranks.mean(estimate), self.RATE)
+            self.target.lerp_(estimate, self.RATE)
 
     def state_dict(self) -> dict[str, Any]:
         return {"target": self.target, "answers": self.answers}

@@ -574,7 +574,7 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
             run.teacher.net.load_state_dict(checkpoint["model"])
         if run.priors:
             run.priors.load_state_dict(state["class_priors"])
-        run.step = int(checkpoint["step"])
+        run.step, run.args["views"] = int(checkpoint["step"]), args["views"]
         run.kept = [{"score": entry["score"] + 0, **at_step(int(entry["step"]))} for entry in state["kept"]]
         run.seconds_before, run.training_seconds = float(state["seconds"]), float(state["training_seconds"])
         run.images_seen, run.distance_before = int(state["images_seen"]), state["distance_before"]

@@ -28,9 +28,21 @@ from torch import Tensor
 import config
 from augment import views
 from config import Settings, read_settings
-from dataset import Batches, Domain, class_names, domain_folder, list_split, of_known_classes, read_domain, some_rows
+from dataset import (
+    Batches,
+    Domain,
+    Listing,
+    NoClasses,
+    class_names,
+    domain_folder,
+    list_split,
+    of_known_classes,
+    read_domain,
+    some_rows,
+)
 from losses import LOGGED, PSEUDO_LABEL_MEASURES, ClassPriors, Objective, Teacher, ramp, total
 from metrics import (
+    MINIMUM,
     SCORES,
     Answers,
     accuracy_of,
@@ -156,6 +168,24 @@ class Data:
         return {name: None if domain is None else len(domain) for name, domain in domains.items()}
 
 
+def listed(root: Path, domain: str, split: str, classes: list[str] | None, foreign: bool) -> Listing | None:
+    """A split to read, with labels of `classes` where they are asked for; None where it has none, or does not exist.
+
+    foreign: neither source nor labelled domain, so that its folders may sort by anything.
+    """
+    if classes is None:
+        return list_split(root, domain, split, with_labels=False)
+    try:
+        found = list_split(root, domain, split, with_labels=True)
+    except NoClasses as error:
+        if not foreign:
+            raise
+        note(f"no accuracy is measured on {domain}: {error}")
+        return None
+    found = of_known_classes(found, classes) if found and foreign else found
+    return found if found and found.labels is not None else None
+
+
 def load_data(settings: Settings) -> Data:
     """Read the images that the mode needs, and no label that it must not see; UserError for what is missing."""
     mode, source, target = settings.train_mode, settings.source_file, settings.target_file
@@ -178,12 +208,7 @@ def load_data(settings: Settings) -> Data:
         raise UserError(f"{listing.origin} has the single class {classes[0]!r}; a classifier needs two or more.")
 
     def read(domain: str, split: str, names: list[str] | None, limit: int | None = None) -> Domain | None:
-        found = list_split(settings.data_root, domain, split, with_labels=names is not None)
-        if found is not None and names is not None:
-            if domain not in (labelled_name, source):  # the folders of a target may sort by anything
-                found = of_known_classes(found, names)
-            if found.labels is None:
-                return None
+        found = listed(settings.data_root, domain, split, names, foreign=domain not in (labelled_name, source))
         if found is None:
             return None
         if limit:
@@ -258,7 +283,7 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
     batch_t = batches(data.unlabelled, stream=TARGET) if data.unlabelled else None
     share = recipe.batch_size // ranks.world
     objective = ranks.wrap(Objective(net, answers=run.priors is not None))
-    meter = Meter(run, f"train {settings.train_mode}", recipe.batch_size * (2 if batch_t else 1), shown=bool(log))
+    meter = Meter(run, f"train {settings.train_mode}", recipe.batch_size * (2 if batch_t else 1), shown=ranks.main)
     val_period = settings.val_period or max(1, run.total_steps // 5)
     measured, stop, kind = None, False, run.args["views"]
     net.train()
@@ -491,7 +516,7 @@ def doubts(
     found = collapse(lines[-1], len(data.classes), len(answered) if answered else 0)
     if "adversarial" in settings.values.parts:
         found += idle_adversary(lines, run.distance_before, distance)
-    return found + (harm(compared) if compared else [])
+    return found + (harm(compared) if compared and answered and len(answered) >= MINIMUM else [])
 
 
 def against_source_only(
@@ -499,11 +524,12 @@ def against_source_only(
 ) -> dict[str, float | None] | None:
     """The adapted answers on the target beside those of a network trained on the source alone.
 
-    None in another mode than dann, and where that training fails.
+    None in another mode than dann, where that training fails, and where Ctrl-C ends it.
     """
     if settings.train_mode != "dann" or measured.target is None:
         return None
-    recipe = replace(settings.values, parts=frozenset(), weight_c=0.0)
+    batch_size = settings.values.batch_size // (settings.processes or 1)  # what one process has room for
+    recipe = replace(settings.values, parts=frozenset(), weight_c=0.0, batch_size=batch_size)
     seed_step(settings.seed, -1)
     net = DANN(len(data.classes), settings.arch, settings.size, SOURCE).to(run.net.device)
     optimizer = build_optimizer(net, "source", recipe.lr, recipe.weight_decay)
@@ -519,10 +545,9 @@ def against_source_only(
         train(short, replace(data, unlabelled=None), replace(settings, train_mode="source", values=recipe), ALONE, None)
     except UserError:  # a loss that is not finite: the run itself is done
         return None
-    if short.step < short.total_steps:
-        raise KeyboardInterrupt
     found = answers(net, data.target_val or data.target_sample)
-    assert found is not None  # as the adapted network's
+    if short.step < short.total_steps or found is None or not found.probabilities.isfinite().all():
+        return None
     return {
         **changed_answers(found.probabilities, measured.target.probabilities),
         "steps": short.total_steps,

@@ -315,11 +315,13 @@ class Ranks:
         dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return bool(raised.item())
 
-    def mean(self, value: Tensor) -> Tensor:
-        """The mean of the ranks' tensors, on every rank."""
-        if self.world > 1:
-            dist.all_reduce(value)
-        return value / self.world
+    def gather(self, value: Tensor) -> Tensor:
+        """The ranks' tensors of one shape, along their first dimension, on every rank."""
+        if self.world == 1:
+            return value
+        every = [torch.empty_like(value) for _ in range(self.world)]
+        dist.all_gather(every, value.contiguous())
+        return torch.cat(every)
 
     def from_main(self, value: Any) -> Any:
         """Rank 0's value on every rank."""

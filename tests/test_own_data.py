@@ -139,6 +139,40 @@ def test_a_split_alone_is_that_split_and_not_what_is_trained_on(
     refused(lambda: list_split(tmp_path, "d", "train", with_labels=False), name, "train")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"train/{name}/{camera}/0.png" for name in ("ash", "elm") for camera in ("cam1", "cam2")],
+        ["train/ash/2023/0.png", "train/ash/2024/0.png", "train/elm/2024/0.png"],
+        ["train/ash/0.png", "train/elm/0.png", "val/ash/0.png", "val/elm/0.png", "annotations/0.json"],
+        ["train/test_tube/0.png", "train/bullet_train/0.png"],
+        ["test_tube/0.png", "training_shoe/0.png"],
+    ],
+)
+def test_folders_below_classes_annotations_and_names_with_such_a_word_are_no_splits(
+    tmp_path: Path, names: list[str]
+) -> None:
+    tree(tmp_path / "d", *[name for name in names if name.endswith(".png")])
+    for name in names:
+        (tmp_path / "d" / name).parent.mkdir(exist_ok=True)
+    parts = [name.removeprefix("train/").split("/")[0] for name in names if not name.startswith(("val", "ann"))]
+    assert classes_of(tmp_path) == {name: parts.count(name) for name in sorted(set(parts))}
+
+
+def test_a_target_whose_val_is_sorted_by_anything_is_adapted_to_without_an_accuracy_and_says_so(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mnistm").symlink_to(small_data / "mnistm")
+    places = [f"{place}/{year}/{i}.png" for place in ("north", "south") for year in ("2023", "2024") for i in "0123"]
+    tree(tmp_path / "photos", *(f"{split}/{name}" for split in ("train", "val") for name in places))
+    words = ["--data_root", str(tmp_path), "--train_mode", "dann", "--target_file", "photos", "--save_dir"]
+    outcome = train.main([*words, str(tmp_path / "runs"), *QUICK])
+    assert outcome["target_val_accuracy"] is None
+    assert outcome["scores"]["entropy"] is not None
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("note:", "photos", "north"))
+
+
 def test_a_train_alone_is_read_as_ever(tmp_path: Path) -> None:
     tree(tmp_path / "d", "train/ash/0.png", "train/elm/0.png")
     assert classes_of(tmp_path) == {"ash": 1, "elm": 1}

@@ -510,6 +510,21 @@ def test_a_killed_run_of_the_old_format_is_resumed_to_identical_weights(
     assert same_tensors(uncounted(found), uncounted(whole))
 
 
+def test_a_run_is_resumed_with_the_views_that_it_was_started_with(small_data: Path, tmp_path: Path) -> None:
+    """Digits have views of digits by default; of a run with those of photos the flag need not be repeated."""
+    more = ("--recipe", "strong", "--run_name", "run")
+    whole = weights(quick_run(small_data, tmp_path / "whole", "dann", "usps", *more, "--views", "photos"))
+
+    def kill() -> None:
+        raise KeyboardInterrupt
+
+    with in_step(9, kill), pytest.raises(KeyboardInterrupt):
+        quick_run(small_data, tmp_path, "dann", "usps", *more, "--views", "photos")
+    found = quick_run(small_data, tmp_path, "dann", "usps", *more, "--resume")
+    assert same_tensors(uncounted(weights(found)), uncounted(whole))
+    assert found["args"]["views"] == "photos"
+
+
 @pytest.mark.parametrize("target", ["svhn", "usps"])
 def test_the_shipped_checkpoints_are_read_with_statistics_of_both_domains(target: str) -> None:
     """They are of the old format: BatchNorm had one layer for both domains."""
