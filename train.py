@@ -461,11 +461,11 @@ def finish(
     metrics = selected["metrics"]
     after = domain_distance(measured.source_val, measured.target)
     draw_curves({run.folder.name: log.lines}, run.folder / "curves.png")
-    draw_answers(run.folder, settings, data, measured)
+    draw_answers(run.folder, (settings.target_file, settings.source_file), data, measured)
     lines = [line for line in log.lines if line["step"] <= selected["step"]]
     compared = against_source_only(run, data, settings, measured)
     priors = class_priors(run, data, metrics.get("target_priors"))
-    warnings = doubts(run, data, settings, lines, after, compared)
+    warnings = doubts(lines, settings.values.parts, len(data.classes), measured, (run.distance_before, after), compared)
     print(*(f"warning: {sentence}\n" for sentence in warnings), sep="", end="")
     if priors:
         print(priors_in_words(priors))
@@ -502,21 +502,24 @@ def finish(
 
 
 def doubts(
-    run: Run,
-    data: Data,
-    settings: Settings,
     lines: list[dict[str, Any]],
-    distance: float | None,
+    parts: frozenset[str],
+    num_classes: int,
+    measured: Measured,
+    distances: tuple[float | None, float | None],
     compared: dict[str, Any] | None,
 ) -> list[str]:
-    """What gives cause to doubt in the result, a sentence each; by the log's lines and by what was measured after."""
+    """What gives cause to doubt in the result, a sentence each; by the log's lines and by what was measured after.
+
+    distances: proxy A-distance before and after.
+    """
     if not lines:
         return []
-    answered = data.target_val or data.target_sample
-    found = collapse(lines[-1], len(data.classes), len(answered) if answered else 0)
-    if "adversarial" in settings.values.parts:
-        found += idle_adversary(lines, run.distance_before, distance)
-    return found + (harm(compared) if compared and answered and len(answered) >= MINIMUM else [])
+    answered = len(measured.target.probabilities) if measured.target else 0
+    found = collapse(lines[-1], num_classes, answered)
+    if "adversarial" in parts:
+        found += idle_adversary(lines, *distances)
+    return found + (harm(compared) if compared and answered >= MINIMUM else [])
 
 
 def against_source_only(
@@ -577,12 +580,13 @@ def priors_in_words(priors: dict[str, dict[str, Any]], most: int = 5) -> str:
     return f"class priors, source -> target as estimated, where they differ most: {', '.join(each)}"
 
 
-def draw_answers(folder: Path, settings: Settings, data: Data, measured: Measured) -> None:
-    """Draw confusion.png and mistakes.png of the target's val set, or of the source's in a run without a target."""
-    for domain, found, name in (
-        (data.target_val, measured.target_val, settings.target_file),
-        (data.source_val, measured.source_val, settings.source_file),
-    ):
+def draw_answers(folder: Path, names: tuple[str | None, str], data: Data, measured: Measured) -> None:
+    """Draw confusion.png and mistakes.png of the target's val set, or of the source's in a run without a target.
+
+    names: of target and source.
+    """
+    sides = ((data.target_val, measured.target_val), (data.source_val, measured.source_val))
+    for name, (domain, found) in zip(names, sides, strict=True):
         if domain and found and domain.labels is not None:
             labels, p = domain.labels.numpy(), found.probabilities.numpy()
             title = f"{folder.name}: {name} val, n = {len(domain):,}, accuracy {shown(found.accuracy)}"
