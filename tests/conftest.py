@@ -29,6 +29,14 @@ from utils import run_script
 QUICK = ["--max_steps", "12", "--batch_size", "16", "--val_period", "6", "--precision", "fp32", "--device", "cpu"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_comparison() -> Iterator[None]:
+    """What an adapted run is held against trains for a sixth of its steps, however few these are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "SOURCE_STEPS", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Root of the demo data, seed 0. Read only."""
