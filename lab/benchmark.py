@@ -348,7 +348,8 @@ marks = [time.monotonic()]
 def marked(inner):
     def outer(*args, **kwargs):
         found = inner(*args, **kwargs)
-        marks.append(time.monotonic())
+        if len(marks) < 4:  # the closing comparison of an adapted run has steps, too
+            marks.append(time.monotonic())
         return found
     return outer
 
