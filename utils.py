@@ -75,7 +75,7 @@ SEED = bounded(int, 0, 2**31 - 1)
 
 def user_path(text: str) -> Path:
     """An argparse `type`: a path, `~` expanded, as no shell does behind an equals sign."""
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))  # ~nobody, whose home is not known, stays as it is
 
 
 def note(sentence: str) -> None:

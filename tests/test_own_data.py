@@ -33,7 +33,7 @@ import tsne
 from dataset import class_names, encode_labels, image_names, list_split, of_known_classes, read_domain, read_image
 from metrics import collapse, validation_scores
 from runs import resolve_checkpoint
-from utils import UserError
+from utils import UserError, user_path
 
 CLASSES = ("ash", "birch", "elm")
 
@@ -674,6 +674,10 @@ def test_a_tilde_behind_an_equals_sign_is_the_home_folder(
     inference.main([f"--checkpoint={dann_run}", f"--test_loc={tmp_path / 'in'}", "--out_path=~/pred"])
     assert (tmp_path / "pred" / "pred.csv").is_file()
     assert not (tmp_path / "~").exists()
+
+
+def test_a_tilde_before_a_name_that_is_no_user_is_a_part_of_the_name() -> None:
+    assert user_path("~nobody of that name/x") == Path("~nobody of that name/x")
 
 
 @pytest.mark.parametrize("name", ["pred.txt", "pred.tsv", "pred.xlsx"])
