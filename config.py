@@ -255,11 +255,12 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 def read_settings(args: argparse.Namespace) -> Settings:
     """The parsed flags as Settings; UserError for those that contradict each other."""
     recipe = RECIPES[args.recipe]
-    parts = recipe.parts & PARTS_OF_MODE[args.train_mode] - set(args.without)
+    has = recipe.parts & PARTS_OF_MODE[args.train_mode]
     if args.arch == "published":  # its classifiers mix the domains' statistics
-        parts -= {"priors", "confusion"}
+        has -= {"priors", "confusion"}
+    parts = has - set(args.without)
     refuse_domains(args.train_mode, args.source_file, args.target_file)
-    refuse_recipe(args, parts)
+    refuse_recipe(args, has, parts)
     topk = args.topk if args.topk is not None else int(args.select != "last")
     if topk == 0 and args.select != "last":
         raise UserError(f"--topk 0 keeps no checkpoint for --select {args.select} to choose; use --topk 1 or more.")
@@ -302,7 +303,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
             lr=args.learning_rate or recipe.lr,
             lambda_max=(args.lambda_max or recipe.lambda_max) if "adversarial" in parts else 0.0,
             weight_c=recipe.weight_c if "confusion" in parts else 0.0,
-            parts=frozenset(parts),
+            parts=parts,
         ),
     )
 
@@ -318,19 +319,18 @@ def refuse_domains(mode: str, source: str, target: str | None) -> None:
         raise UserError(f"--source_file and --target_file are both {source}; dann needs two domains.")
 
 
-def refuse_recipe(args: argparse.Namespace, parts: frozenset[str]) -> None:
-    """UserError for a recipe that does not go with the network or the mode."""
+def refuse_recipe(args: argparse.Namespace, has: frozenset[str], parts: frozenset[str]) -> None:
+    """UserError for a recipe that does not go with the network or the mode; `parts`: those that it `has` and that stay."""
     if args.arch == "published" and args.size != 28:
         raise UserError(f"--arch published takes images of 28x28, not --size {args.size}; use --arch small.")
     if args.recipe == "strong" and args.arch != "small":
         raise UserError(
             f"--recipe strong is for --arch small; the classifiers of {args.arch} would mix the domains' statistics."
         )
-    has = RECIPES[args.recipe].parts & PARTS_OF_MODE[args.train_mode]
     foreign = [part for part in args.without if part not in has]
     if foreign:
         raise UserError(
-            f"--without {foreign[0]}: --recipe {args.recipe} in mode {args.train_mode} has "
+            f"--without {foreign[0]}: --recipe {args.recipe} in mode {args.train_mode} has, with --arch {args.arch}, "
             f"{', '.join(sorted(has)) or 'no part'} to leave out."
         )
     if args.views and "augmentation" not in parts:

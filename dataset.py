@@ -566,7 +566,7 @@ class NearNames:
 
     def meant(self, name: str) -> Path | None:
         """The one image that a name can mean; None for none or several."""
-        plain = name.replace("\\", "/")
+        plain = slashed(name)
         root = next((root for root in self.roots if plain.startswith(root)), "")
         parts = [part for part in folded(plain[len(root) :]).split("/") if part not in ("", ".")]
         if ".." in parts or (os.path.isabs(plain) and not root):
@@ -580,7 +580,7 @@ class NearNames:
 
     def like(self, name: str) -> str:
         """`; did you mean ...?` for a name that is no file, or nothing."""
-        last = folded(name).replace("\\", "/").rpartition("/")[2]
+        last = slashed(folded(name)).rpartition("/")[2]
         alike = [file for key, files in self.by_name.items() if key.rpartition("/")[2] == last for file in files]
         there = [each.removeprefix(self.starts[0]) for each in alike[:2] or self.names[:20_000]]
         close = there if alike else difflib.get_close_matches(name, there, n=2, cutoff=0.7)
@@ -590,6 +590,11 @@ class NearNames:
 def folded(name: str) -> str:
     """A name whatever its case and Unicode form: a Mac writes é as two characters."""
     return unicodedata.normalize("NFC", name).lower()
+
+
+def slashed(path: str) -> str:
+    """A path as this system writes it, of one that Windows may have written."""
+    return path.replace("\\", "/")
 
 
 def leads_out(relative: Path) -> bool:
@@ -603,6 +608,8 @@ def without_repeats(listing: Listing) -> Listing:
     first: dict[Path, int] = {}
     for i, path in enumerate(listing.paths):
         before = first.setdefault(path, i)
+        if before == i:
+            continue
         one, other = (
             f"{listing.names[k]} {listing.labels[k]!r}" if listing.labels else listing.names[k] for k in (before, i)
         )

@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dataset import encode_labels, image_homes, image_names, list_csv, read_images, read_text, tell_one_colour
+from dataset import encode_labels, image_homes, image_names, list_csv, read_images, read_text, slashed, tell_one_colour
 from metrics import entropy, predict
 from runs import build_network, load_checkpoint, resolve_checkpoint
 from utils import (
@@ -190,11 +190,6 @@ def path_in_line(home: Path, line: str) -> str:
                 if os.path.isfile(home / form):
                     return form
     return line
-
-
-def slashed(path: str) -> str:
-    """A path as this system writes it, of one that Windows may have written."""
-    return path.replace("\\", "/")
 
 
 def read_labels(csv: Path, classes: list[str]) -> dict[str, str]:

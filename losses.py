@@ -25,14 +25,8 @@ from utils import ALONE, Ranks
 
 PARTS = ("augmentation", "distractors", "adversarial", "priors", "confusion", "teacher")
 PSEUDO_LABEL_MEASURES = ("pseudo_label_coverage", "teacher_agreement")  # shares of each batch that need no label
-LOGGED = (
-    "L_y",
-    "L_d",
-    "L_c",
-    "L_u",
-    "domain_accuracy",
-    *PSEUDO_LABEL_MEASURES,
-)  # in metrics.jsonl, as means of the steps
+# What metrics.jsonl has as means of the steps.
+LOGGED = ("L_y", "L_d", "L_c", "L_u", "domain_accuracy", *PSEUDO_LABEL_MEASURES)
 
 
 class Objective(nn.Module):
@@ -91,6 +85,11 @@ def total(losses: dict[str, Tensor]) -> Tensor:
 def entropy(p: Tensor) -> Tensor:
     """Entropy over the last dimension, in nats: [..., K] -> [...]."""
     return -torch.special.xlogy(p, p).sum(-1)
+
+
+def entropy_and_diversity(p: Tensor) -> tuple[Tensor, Tensor]:
+    """Of probabilities [N, K] the mean entropy, low where answers are sure, and the entropy of the mean answer."""
+    return entropy(p).mean(), entropy(p.mean(0))
 
 
 def domain_loss(d_hat: Tensor, count_s: int) -> tuple[Tensor, Tensor]:
@@ -181,8 +180,8 @@ class ClassPriors:
         self.answers = [*self.answers[1 - self.WINDOW :], ranks.gather(z_t.detach().softmax(1))]
         if (step + 1) % self.PERIOD == 0:
             q = torch.cat(self.answers)
-            sure = entropy(q).mean() < 0.5 * entropy(q.mean(0))
-            estimate = torch.where(sure, estimate_priors(q, self.source), self.source)
+            unsure, spread = entropy_and_diversity(q)
+            estimate = torch.where(unsure < 0.5 * spread, estimate_priors(q, self.source), self.source)
             self.target.lerp_(estimate, self.RATE)
 
     def state_dict(self) -> dict[str, Any]:

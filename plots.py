@@ -58,8 +58,7 @@ def picture(path: Path, width: float, height: float, title: str = "", names: Ite
     """
     odd = "".join(sorted({letter for word in (title, *names) for letter in word if not letter.isascii()}))
     settings: Any = {"text.parse_math": False, "font.family": fonts_for(odd)}  # a class may be called $5
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # which weight of a font it takes is no news
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+    with matplotlib.rc_context(settings), warnings.catch_warnings(), quiet_fonts():
         warnings.filterwarnings("ignore", message="Glyph")  # fonts_for has told
         figure = Figure(figsize=(width, height), layout="constrained")
         if title:
@@ -68,6 +67,18 @@ def picture(path: Path, width: float, height: float, title: str = "", names: Ite
         yield figure
         with atomic_path(path) as part:
             figure.savefig(part, dpi=120, format="png")
+
+
+@contextlib.contextmanager
+def quiet_fonts() -> Iterator[None]:
+    """No word of matplotlib on which weight of a font it takes."""
+    log = logging.getLogger("matplotlib.font_manager")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 @lru_cache(maxsize=8)

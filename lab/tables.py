@@ -363,7 +363,7 @@ def evidence_block(folder: Path) -> list[str]:
                 [
                     words,
                     target.upper(),
-                    accuracy_cell(found, sizes[target] if "shift" not in words else None),
+                    accuracy_cell(found, sizes[target]),
                     spread(result.get("source_val_accuracy") for result in found),
                     spread((result["proxy_a_distance"]["untrained"] for result in found), 2),
                     spread((result["proxy_a_distance"]["trained"] for result in found), 2),

@@ -171,6 +171,7 @@ def test_several_processes_share_a_batch_that_can_be_split() -> None:
         ("--without teacher", "--without"),
         ("--recipe strong --without confusion", "--without"),
         ("--views photos", "--views"),
+        ("--arch published --without priors", "--without"),
         ("--recipe strong --without augmentation --views photos", "--views"),
         ("--train_mode target --recipe strong --without teacher", "--without"),
         ("--train_mode source --lambda_max 3", "--lambda_max"),

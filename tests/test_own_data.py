@@ -154,7 +154,9 @@ def test_folders_below_classes_annotations_and_names_with_such_a_word_are_no_spl
 ) -> None:
     tree(tmp_path / "d", *[name for name in names if name.endswith(".png")])
     for name in names:
-        (tmp_path / "d" / name).parent.mkdir(exist_ok=True)
+        if name.endswith(".json"):
+            (tmp_path / "d" / name).parent.mkdir()
+            (tmp_path / "d" / name).write_text("{}")
     parts = [name.removeprefix("train/").split("/")[0] for name in names if not name.startswith(("val", "ann"))]
     assert classes_of(tmp_path) == {name: parts.count(name) for name in sorted(set(parts))}
 
