@@ -320,7 +320,10 @@ def refuse_domains(mode: str, source: str, target: str | None) -> None:
 
 
 def refuse_recipe(args: argparse.Namespace, has: frozenset[str], parts: frozenset[str]) -> None:
-    """UserError for a recipe that does not go with the network or the mode; `parts`: those that it `has` and that stay."""
+    """UserError for a recipe that does not go with the network or the mode.
+
+    has: its parts in this mode and network. parts: those that --without leaves.
+    """
     if args.arch == "published" and args.size != 28:
         raise UserError(f"--arch published takes images of 28x28, not --size {args.size}; use --arch small.")
     if args.recipe == "strong" and args.arch != "small":
