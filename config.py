@@ -26,7 +26,6 @@ class Recipe:
     weight_decay: float
     lambda_max: float  # the schedule's end value is lambda_max * 0.9999
     parts: frozenset[str]  # see losses.py
-    weight_c: float = 0.0  # of minimum class confusion
     ema_decay: float = 0.99  # of the teacher
     threshold: float = 0.85  # confidence from which on a pseudo-label counts
     ramp_end: float = 0.3  # progress at which the pseudo-labels have their full weight
@@ -35,7 +34,7 @@ class Recipe:
 TUNED = frozenset({"adversarial", "priors", "confusion"})
 STRONG = frozenset({"augmentation", "distractors", "adversarial", "teacher"})
 RECIPES = {
-    "tuned": Recipe({"source": 1000, "dann": 1800, "target": 1000}, 128, 4e-3, 0.01, 0.2, TUNED, weight_c=0.3),
+    "tuned": Recipe({"source": 1000, "dann": 1800, "target": 1000}, 128, 4e-3, 0.01, 0.2, TUNED),
     "strong": Recipe({"source": 4000, "dann": 4000, "target": 2000}, 128, 2e-3, 0.05, 0.1, STRONG),
 }
 # The parts that a mode can have: labels alone need no adaptation, and a target has surroundings of its own.
@@ -302,7 +301,6 @@ def read_settings(args: argparse.Namespace) -> Settings:
             batch_size=args.batch_size or recipe.batch_size,
             lr=args.learning_rate or recipe.lr,
             lambda_max=(args.lambda_max or recipe.lambda_max) if "adversarial" in parts else 0.0,
-            weight_c=recipe.weight_c if "confusion" in parts else 0.0,
             parts=parts,
         ),
     )

@@ -13,7 +13,7 @@ recipe in config.py. The parts of a recipe, which `--without PART ...` leaves ou
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -35,9 +35,9 @@ class Objective(nn.Module):
     Names in L_ are losses, to be summed; the others are shares without a gradient, for the log.
     """
 
-    def __init__(self, net: DANN, answers: bool = False) -> None:
+    def __init__(self, net: DANN, parts: Collection[str] = ()) -> None:
         super().__init__()
-        self.net, self.answers = net, answers
+        self.net, self.parts = net, parts
 
     def forward(
         self,
@@ -47,15 +47,14 @@ class Objective(nn.Module):
         lambda_p: float = 0.0,
         pseudo: tuple[Tensor, Tensor] | None = None,
         weight_u: float = 1.0,
-        weight_c: float = 0.0,
+        ratio: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """L_y of the labelled images; with target images L_d too, L_c and, with the teacher's `pseudo` labels, L_u.
 
         x_s, x_t: uint8 or float [B, 3, H, W] in 0..255, y_s: int64 [B], pseudo: labels int64 [B] and mask float [B] of
-        x_t. L_c and L_u are times their weights; L_c is computed where it has one. Returns the losses and the logits of
-        x_t, [B, K], None where no loss needs them and no `answers` are asked for. Source and target pass BatchNorm
-        apart: each is normalised by its own batch and keeps running statistics of its own. Without x_t the labelled
-        images are those of net.predict_as.
+        x_t, for L_u times weight_u. ratio: float [K], see minimum_class_confusion. Returns the losses and the logits of
+        x_t, [B, K], None where no part needs them. Source and target pass BatchNorm apart: each is normalised by its
+        own batch and keeps running statistics of its own. Without x_t the labelled images are those of net.predict_as.
         """
         net = self.net
         f_s = net.features(x_s, SOURCE if x_t is not None else None)  # [B, F]
@@ -66,10 +65,12 @@ class Objective(nn.Module):
         d_hat = net.domain_classifier(reverse_gradient(torch.cat([f_s, f_t]), lambda_p)).float()  # [2B, 2]
         L_d, domain_accuracy = domain_loss(d_hat, len(f_s))
         losses = {"L_y": F.cross_entropy(z_s, y_s), "L_d": L_d, "domain_accuracy": domain_accuracy}
-        z_t = net.label_classifier(f_t).float() if pseudo or weight_c or self.answers else None  # [B, K]
-        if weight_c and z_t is not None:
-            losses["L_c"] = weight_c * minimum_class_confusion(z_t)
-        if pseudo and z_t is not None:
+        if not pseudo and not {"priors", "confusion"} & set(self.parts):
+            return losses, None
+        z_t = net.label_classifier(f_t).float()  # [B, K]
+        if "confusion" in self.parts:
+            losses["L_c"] = minimum_class_confusion(z_t, ratio)
+        if pseudo:
             labels, mask = pseudo
             losses["L_u"] = weight_u * pseudo_label_loss(z_t, labels, mask)
             losses["pseudo_label_coverage"] = mask.mean()
@@ -104,17 +105,21 @@ def domain_loss(d_hat: Tensor, count_s: int) -> tuple[Tensor, Tensor]:
     return F.cross_entropy(d_hat, d), (d_hat.argmax(1) == d).float().mean()
 
 
-def minimum_class_confusion(z_t: Tensor, temperature: float = 2.5) -> Tensor:
+def minimum_class_confusion(z_t: Tensor, ratio: Tensor | None = None, temperature: float = 2.5) -> Tensor:
     """L_c: how far the answers on the target confuse classes with each other, 0..1; no label is used.
 
     z_t: logits float [B, K]. With p = softmax(z / temperature) and w_i = 1 + exp(-H(p_i)), normalised to mean 1, the
     classes are confused by C = sum_i w_i p_i p_i^T, its rows normalised to 1; L_c is the mean over the rows of what
     lies beside the diagonal. Source: Jin et al., arXiv 1912.03699 (ECCV 2020), equations 2 to 6.
+
+    ratio: float [K], the class priors of the target over those of the source, by which the rows count in that mean
+    (ours): all rows alike pull images into classes that the target hardly has.
     """
     p = (z_t / temperature).softmax(1)  # [B, K]
     w = 1 + (-entropy(p)).exp()  # [B]
     confusion = (p * (w / w.mean()).detach()[:, None]).T @ p  # [K, K]
-    return 1 - (confusion.diagonal() / confusion.sum(1)).mean()
+    certain = confusion.diagonal() / confusion.sum(1)  # [K]
+    return 1 - (certain.mean() if ratio is None else (certain * ratio).sum() / ratio.sum())
 
 
 def pseudo_label_loss(logits_t: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
@@ -167,6 +172,11 @@ class ClassPriors:
         self.source = self.counts / len(labels_s)
         self.target = self.source.clone()
         self.answers: list[Tensor] = []  # of the last batches, [B, K] each
+
+    @property
+    def ratio(self) -> Tensor:
+        """The target's priors over the source's, float [K]."""
+        return self.target / self.source
 
     def draw(self, count: int) -> Tensor:
         """Rows int64 [count] of source images, their classes drawn by `target`, any image of a class alike."""

@@ -281,7 +281,7 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
     batch_s = batches(data.labelled, stream=SOURCE)
     batch_t = batches(data.unlabelled, stream=TARGET) if data.unlabelled else None
     share = recipe.batch_size // ranks.world
-    objective = ranks.wrap(Objective(net, answers=run.priors is not None))
+    objective = ranks.wrap(Objective(net, recipe.parts))
     meter = Meter(run, f"train {settings.train_mode}", recipe.batch_size * (2 if batch_t else 1), shown=ranks.main)
     val_period = settings.val_period or max(1, run.total_steps // 5)
     measured, stop, kind = None, False, run.args["views"]
@@ -295,11 +295,12 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
             x_t = batch_t(run.step)[0] if batch_t else None
             with autocast():
                 pseudo = run.teacher.label(x_t) if run.teacher and x_t is not None else None
+            ratio = run.priors.ratio if run.priors else None
             if "augmentation" in recipe.parts:  # in float32: bfloat16 would round the sampling grid
                 x_s = views(x_s, kind, paste=kind == "digits" and "distractors" in recipe.parts)
                 x_t = views(x_t, kind, paste=False) if x_t is not None else None
             with autocast():
-                losses, z_t = objective(x_s, y_s, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end), recipe.weight_c)
+                losses, z_t = objective(x_s, y_s, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end), ratio)
 
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
@@ -531,7 +532,7 @@ def against_source_only(
     if settings.train_mode != "dann" or measured.target is None:
         return None
     batch_size = settings.values.batch_size // (settings.processes or 1)  # what one process has room for
-    recipe = replace(settings.values, parts=frozenset(), weight_c=0.0, batch_size=batch_size)
+    recipe = replace(settings.values, parts=frozenset(), batch_size=batch_size)
     seed_step(settings.seed, -1)
     net = DANN(len(data.classes), settings.arch, settings.size, SOURCE).to(run.net.device)
     optimizer = build_optimizer(net, "source", recipe.lr, recipe.weight_decay)

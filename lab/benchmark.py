@@ -217,7 +217,7 @@ class BareStep:
         torch.manual_seed(0)
         recipe = RECIPES["tuned"]
         self.net, self.device = DANN(10, arch).to(device).train(), device
-        self.objective, self.weight_c = Objective(self.net), recipe.weight_c if arch == "small" else 0.0
+        self.objective = Objective(self.net, recipe.parts if arch == "small" else ())
         self.optimizer = train.build_optimizer(self.net, "dann", recipe.lr, recipe.weight_decay)
         self.precision, self.count = choose_precision("auto", device), recipe.batch_size
         assert data.unlabelled is not None
@@ -229,7 +229,7 @@ class BareStep:
 
     def step(self) -> None:
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            losses, _ = self.objective(self.x_s, self.y_s, self.x_t, 0.1, weight_c=self.weight_c)
+            losses, _ = self.objective(self.x_s, self.y_s, self.x_t, 0.1)
         self.optimizer.zero_grad()
         total(losses).backward()
         self.optimizer.step()

@@ -105,7 +105,6 @@ def test_without_leaves_a_part_out_and_the_domain_gradient_with_its_part() -> No
         for part in recipe.parts:
             assert settings("--recipe", name, "--without", part).values.parts == recipe.parts - {part}
         assert settings("--recipe", name, "--without", "adversarial").values.lambda_max == 0.0
-    assert settings("--without", "confusion").values.weight_c == 0.0 < settings().values.weight_c
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from augment import views
 from dataset import Batches, Domain
-from losses import ClassPriors, Objective, Teacher, minimum_class_confusion, pseudo_label_loss, ramp, total
+from losses import PARTS, ClassPriors, Objective, Teacher, minimum_class_confusion, pseudo_label_loss, ramp, total
 from model import DANN, SOURCE, TARGET, DomainBatchNorm2d
 
 META = torch.device("meta")  # has shapes and no values: any .item(), and any tensor of another device, is an error
@@ -190,8 +190,10 @@ def test_minimum_class_confusion_is_that_computed_by_hand() -> None:
     w = len(p) * w / w.sum()
     confusion = sum(w[i] * np.outer(p[i], p[i]) for i in range(len(p)))
     rows = confusion / confusion.sum(1, keepdims=True)
-    by_hand = (rows.sum() - np.trace(rows)) / 3
-    assert minimum_class_confusion(z).item() == pytest.approx(by_hand, abs=1e-6)
+    beside = rows.sum(1) - rows.diagonal()
+    assert minimum_class_confusion(z).item() == pytest.approx(beside.mean(), abs=1e-6)
+    ratio = torch.tensor([0.5, 2.0, 1.0])
+    assert minimum_class_confusion(z, ratio).item() == pytest.approx((0.5, 2, 1) @ beside / 3.5, abs=1e-6)
 
 
 def test_minimum_class_confusion_is_0_for_certain_answers_and_greatest_for_answers_that_tell_nothing() -> None:
@@ -242,7 +244,7 @@ def test_a_whole_step_runs_where_its_data_is_without_reading_a_value(arch: str, 
         pseudo = teacher.label(x_t)
         x_s, x_t = views(x_s, "digits", paste=True), views(x_t, "digits", paste=False)
     priors = ClassPriors(torch.arange(10), 10, META)
-    losses, z_t = Objective(net, answers=True)(x_s, y_s, x_t, 0.5, pseudo, 0.5, 0.3)
+    losses, z_t = Objective(net, PARTS)(x_s, y_s, x_t, 0.5, pseudo, 0.5, priors.ratio)
     total(losses).backward()
     optimizer.step()
     assert z_t is not None
