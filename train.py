@@ -26,7 +26,7 @@ from torch import Tensor
 
 import config
 from augment import views
-from config import Settings, read_settings
+from config import Recipe, Settings, read_settings
 from dataset import (
     Batches,
     Domain,
@@ -54,7 +54,7 @@ from metrics import (
     top_class_share,
     validation_scores,
 )
-from model import DANN, SOURCE, TARGET, lambda_schedule, learning_rate
+from model import DANN, SOURCE, TARGET, lambda_schedule
 from plots import draw_confusion, draw_curves, draw_mistakes
 from runs import (
     FORMAT,
@@ -238,8 +238,8 @@ def start_run(settings: Settings, folder: Path, data: Data, device: torch.device
     mode, recipe = settings.train_mode, settings.values
     seed_step(settings.seed, -1)
     predict_as = SOURCE if mode == "source" else TARGET  # source: no statistics of a target are learnt
-    net = DANN(len(data.classes), settings.arch, settings.size, predict_as).to(device)
-    optimizer = build_optimizer(net, mode, recipe.lr, recipe.weight_decay)
+    net = DANN(len(data.classes), settings.arch, settings.size, predict_as, recipe.norm).to(device)
+    optimizer = build_optimizer(net, mode, recipe)
     run = Run(
         folder,
         {**settings.plain(), "views": settings.views_of(data.classes), "classes": data.classes, "format": FORMAT},
@@ -263,11 +263,13 @@ def start_run(settings: Settings, folder: Path, data: Data, device: torch.device
     return run
 
 
-def build_optimizer(net: DANN, mode: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW over theta_f and theta_y, and over theta_d where there is a domain loss."""
+def build_optimizer(net: DANN, mode: str, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW, or the paper's SGD, over theta_f and theta_y, and over theta_d where there is a domain loss."""
     parts = [net.feature_extractor, net.label_classifier] + [net.domain_classifier] * (mode == "dann")
     parameters = [parameter for part in parts for parameter in part.parameters()]
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    if recipe.momentum is not None:
+        return torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 
 # Loop
@@ -289,7 +291,7 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
     with InterruptFlag() as interrupt:
         while run.step < run.total_steps and not stop:
             p = run.step / run.total_steps
-            lambda_p, lr = recipe.lambda_max * lambda_schedule(p), learning_rate(p, recipe.lr)
+            lambda_p, lr = recipe.lambda_max * lambda_schedule(p), recipe.learning_rate(p)
             seed_step(seed, run.step * ranks.world + ranks.rank)
             x_s, y_s = batch_s.take(run.priors.draw(share)) if run.priors else batch_s(run.step)
             x_t = batch_t(run.step)[0] if batch_t else None
@@ -305,7 +307,7 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
             run.optimizer.zero_grad(set_to_none=True)
-            total(losses).backward()
+            total(losses, recipe.weight_d).backward()
             run.optimizer.step()
             if run.teacher:
                 run.teacher.follow(net, run.step)
@@ -534,8 +536,8 @@ def against_source_only(
     batch_size = settings.values.batch_size // (settings.processes or 1)  # what one process has room for
     recipe = replace(settings.values, parts=frozenset(), batch_size=batch_size)
     seed_step(settings.seed, -1)
-    net = DANN(len(data.classes), settings.arch, settings.size, SOURCE).to(run.net.device)
-    optimizer = build_optimizer(net, "source", recipe.lr, recipe.weight_decay)
+    net = DANN(len(data.classes), settings.arch, settings.size, SOURCE, recipe.norm).to(run.net.device)
+    optimizer = build_optimizer(net, "source", recipe)
     short = Run(
         run.folder,
         run.args,

@@ -150,7 +150,7 @@ def test_several_processes_share_a_batch_that_can_be_split() -> None:
     ("change", "named"),
     [
         ("--train_mode sauce", "--train_mode"),  # which silently trained on target labels is a fault of public code
-        ("--recipe paper", "tuned"),
+        ("--recipe papre", "tuned"),
         ("--lamda 3", "--lamda"),
         ("-bs 1", "--batch_size"),
         ("-lr nan", "--learning_rate"),
