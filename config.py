@@ -67,6 +67,7 @@ class Settings:
     num_workers: int
     recipe: str
     without: tuple[str, ...]
+    with_source: bool
     views: str | None  # None: by the classes
     arch: str
     epochs: float | None
@@ -98,7 +99,7 @@ class Settings:
         """Length of the run; -ep counts passes over the `labelled` images."""
         if self.epochs and not self.max_steps:
             return max(1, round(self.epochs * labelled / self.values.batch_size))
-        return self.max_steps or self.values.steps[self.train_mode]
+        return self.max_steps or self.values.steps["dann" if self.with_source else self.train_mode]
 
     def views_of(self, classes: list[str]) -> str:
         """The kind of views: what --views says, else by the names of the classes."""
@@ -147,6 +148,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         type=folder_name,
         metavar="NAME",
         help="target domain; `source` does without, then nothing is measured on a target",
+    )
+    data.add_argument(
+        "--with_source",
+        action="store_true",
+        help="`target` trains on the labels of the source as well, each domain half of a step",
     )
     data.add_argument(
         "--size",
@@ -270,21 +276,22 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 def read_settings(args: argparse.Namespace) -> Settings:
     """The parsed flags as Settings; UserError for those that contradict each other."""
     recipe = RECIPES[args.recipe]
-    has = recipe.parts & PARTS_OF_MODE[args.train_mode]
+    has = recipe.parts & PARTS_OF_MODE["source" if args.with_source else args.train_mode]
     if args.arch == "published":  # its classifiers mix the domains' statistics
         has -= {"priors", "confusion"}
     parts = has - set(args.without)
-    refuse_domains(args.train_mode, args.source_file, args.target_file)
+    refuse_domains(args.train_mode, args.source_file, args.target_file, args.with_source)
     refuse_recipe(args, has, parts)
     topk = args.topk if args.topk is not None else int(args.select != "last")
     if topk == 0 and args.select != "last":
         raise UserError(f"--topk 0 keeps no checkpoint for --select {args.select} to choose; use --topk 1 or more.")
-    if args.select == "source_val" and args.train_mode == "target":
+    if args.select == "source_val" and args.train_mode == "target" and not args.with_source:
         raise UserError("--select source_val needs a source, which --train_mode target does not read; use last.")
     if args.tensorboard:
         summary_writer()  # refused here where the package is missing
     target = (args.target_file or "none").replace("/", "-")
-    name = f"{args.train_mode}_{target}_{args.recipe}_seed{args.seed}" if args.run_name is None else args.run_name
+    kind = f"{args.recipe}_with_source" if args.with_source else args.recipe
+    name = f"{args.train_mode}_{target}_{kind}_seed{args.seed}" if args.run_name is None else args.run_name
     if name in ("", ".", "..") or "/" in name or os.sep in name:
         raise UserError(f"--run_name {name!r} must be a plain folder name; --save_dir says where it goes.")
     return Settings(
@@ -296,6 +303,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         num_workers=args.num_workers,
         recipe=args.recipe,
         without=tuple(part for part in PARTS if part in args.without),
+        with_source=args.with_source,
         views=args.views,
         arch=args.arch,
         epochs=args.epochs,
@@ -322,15 +330,18 @@ def read_settings(args: argparse.Namespace) -> Settings:
     )
 
 
-def refuse_domains(mode: str, source: str, target: str | None) -> None:
-    """UserError for domains that are missing, or none."""
+def refuse_domains(mode: str, source: str, target: str | None, with_source: bool) -> None:
+    """UserError for domains that are missing, or none, or one where it takes two."""
+    if with_source and mode != "target":
+        raise UserError(f"--with_source adds the source to --train_mode target; {mode} has it already: leave it out.")
     if target is None and mode != "source":
         raise UserError(f"--train_mode {mode} needs --target_file, the name of the target's folder.")
     for flag, name in (("--source_file", source), ("--target_file", target)):
         if name is not None and os.path.normpath(name) in ("", ".", ".."):
             raise UserError(f"{flag} {name!r} names no domain; name its folder in --data_root.")
-    if mode == "dann" and target is not None and os.path.normpath(target) == os.path.normpath(source):
-        raise UserError(f"--source_file and --target_file are both {source}; dann needs two domains.")
+    both = mode == "dann" or with_source
+    if both and target is not None and os.path.normpath(target) == os.path.normpath(source):
+        raise UserError(f"--source_file and --target_file are both {source}; the run needs two domains.")
 
 
 def refuse_recipe(args: argparse.Namespace, has: frozenset[str], parts: frozenset[str]) -> None:

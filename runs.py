@@ -587,10 +587,10 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
             file.unlink()
 
 
-def fingerprint(labels: Tensor | None, domains: Iterable[Domain | None]) -> int:
+def fingerprint(domains: Iterable[Domain | None]) -> int:
     """CRC-32 of the labels and pixels that a run trains on."""
     crc = 0
-    for tensor in (labels, *(domain.images for domain in domains if domain is not None)):
+    for tensor in (tensor for domain in domains if domain for tensor in (domain.labels, domain.images)):
         if tensor is not None:
             content: Any = tensor.contiguous().numpy()
             crc = zlib.crc32(content, crc)

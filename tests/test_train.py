@@ -328,6 +328,28 @@ def test_target_mode_needs_no_source(small_data: Path, tmp_path: Path) -> None:
     assert outcome["target_val_accuracy"] is not None
 
 
+@pytest.mark.parametrize("recipe", ["tuned", "paper"])
+def test_target_with_source_learns_from_the_labels_of_both_and_measures_both(
+    recipe: str, small_data: Path, tmp_path: Path
+) -> None:
+    more = ("--with_source", "--recipe", recipe)
+    whole = quick_run(small_data, tmp_path / "whole", "target", "usps", *more)
+    assert None not in (whole["source_val_accuracy"], whole["target_val_accuracy"])
+    assert (whole["images"]["labelled_train"], whole["images"]["labelled_target_train"]) == (40, 40)
+    assert (whole["losses"]["L_d"], whole["losses"]["L_u"]) == (None, None)
+    assert whole["args"]["with_source"]
+    checkpoint = load_checkpoint(Path(whole["folder"]) / "last.pt")
+    assert checkpoint["model_args"]["predict_as"] == TARGET
+    untouched = DANN(norm=RECIPES[recipe].norm).state_dict()
+    statistics = [name for name in untouched if name.endswith("running_mean") and "feature_extractor" in name]
+    assert not any(torch.equal(checkpoint["model"][name], untouched[name]) for name in statistics)  # of either domain
+    for domain in ("mnistm", "usps"):
+        root = shutil.copytree(small_data, tmp_path / domain)
+        change_csv(root / domain / "train.csv", permuted)
+        other = quick_run(root, tmp_path / domain / "runs", "target", "usps", *more)
+        assert not same_tensors(weights(other), weights(whole))
+
+
 @pytest.mark.parametrize(
     ("folders", "mode", "trained_on"),
     [
@@ -387,6 +409,19 @@ def refuse_foreign_class_folder(root: Path) -> tuple[str, ...]:
         for folder in folders:
             shutil.copytree(root / "usps" / "data", root / "scans" / split / folder)
     return "scans", "'Ash'"
+
+
+@pytest.mark.parametrize(("target", "named"), [("svhn", "svhn/train.csv has no labels"), ("usps", "'11'")])
+def test_with_the_source_a_target_needs_labels_of_the_sources_classes(
+    target: str, named: str, small_data: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(small_data, tmp_path / "data")
+    change_csv(root / "usps" / "train.csv", lambda table: table.assign(label="11"))
+    arguments = ["--data_root", root, "--train_mode", "target", "--with_source", "--target_file", target]
+    code, _, errors = ended(train, *arguments, "--save_dir", tmp_path / "runs")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert named in errors
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("spoil", [refuse_unlabelled_source, refuse_foreign_label, refuse_foreign_class_folder])
@@ -477,7 +512,8 @@ def measured(folder: Path) -> dict[int, dict[str, Any]]:
     return {line["step"]: {name: value for name, value in line.items() if name not in CLOCK} for line in lines}
 
 
-CASES = [(mode, recipe, "small") for mode in MODES for recipe in RECIPES] + [("dann", "tuned", "published")]
+CASES = [(mode, recipe, "small") for mode in MODES for recipe in RECIPES]
+CASES += [("dann", "tuned", "published"), ("dann", "paper", "published"), ("target --with_source", "strong", "small")]
 
 
 @pytest.mark.parametrize(("mode", "recipe", "arch"), CASES)
