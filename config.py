@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from losses import PARTS
-from model import ARCHITECTURES
+from model import ARCHITECTURES, annealed, one_cycle
 from runs import summary_writer
 from utils import DEVICES, PRECISIONS, SEED, Parser, UserError, bounded, user_path
 
@@ -18,22 +18,36 @@ SELECTIONS = ("last", "source_val", "target_val")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters: chosen on the labels of the targets' train split, see lab/NOTES.md; never on val."""
+    """Hyperparameters; those of ours were chosen on the labels of the targets' train split, never on val."""
 
     steps: dict[str, int]  # by mode
     batch_size: int  # images of each domain a step
-    lr: float  # the peak of the one-cycle schedule
+    lr: float  # the peak of the one-cycle schedule; with SGD mu_0
     weight_decay: float
     lambda_max: float  # the schedule's end value is lambda_max * 0.9999
     parts: frozenset[str]  # see losses.py
     ema_decay: float = 0.99  # of the teacher
     threshold: float = 0.85  # confidence from which on a pseudo-label counts
     ramp_end: float = 0.3  # progress at which the pseudo-labels have their full weight
+    momentum: float | None = None  # of SGD, with the paper's learning rate; None: AdamW, with a one-cycle rate
+    weight_d: float = 1.0  # of L_d, a mean over both domains; 2: the paper's sum of a mean per domain
+    norm: str = "domain"  # the BatchNorm of G_f, see DANN
+
+    def learning_rate(self, p: float) -> float:
+        """At progress `p` in 0..1."""
+        return one_cycle(p, self.lr) if self.momentum is None else annealed(p, self.lr)
 
 
+PLAIN = frozenset({"adversarial"})
 TUNED = frozenset({"adversarial", "priors", "confusion"})
 STRONG = frozenset({"augmentation", "distractors", "adversarial", "teacher"})
+# Recipe `paper` keeps of arXiv 1505.07818, section 5.2.2: SGD with momentum 0.9 and mu_p, lambda_p up to 1, batches of
+# 128, half source and half target, L_d the sum of a mean per domain, no weight decay, no augmentation. Its length, not
+# stated there, is where L_y has settled on MNIST-M in mode `source` (lab/NOTES.md). Not the paper's are the networks,
+# with their preprocessing (there: mean subtraction), their dropout (there: in SVHN's network alone, with a bound on the
+# norm of weights) and BatchNorm (there: none; here one set of statistics, source and target in one batch).
 RECIPES = {
+    "paper": Recipe(dict.fromkeys(MODES, 5000), 64, 0.01, 0.0, 1.0, PLAIN, momentum=0.9, weight_d=2.0, norm="shared"),
     "tuned": Recipe({"source": 1000, "dann": 1800, "target": 1000}, 128, 4e-3, 0.01, 0.2, TUNED),
     "strong": Recipe({"source": 4000, "dann": 4000, "target": 2000}, 128, 2e-3, 0.05, 0.1, STRONG),
 }
@@ -53,6 +67,7 @@ class Settings:
     num_workers: int
     recipe: str
     without: tuple[str, ...]
+    with_source: bool
     views: str | None  # None: by the classes
     arch: str
     epochs: float | None
@@ -84,7 +99,7 @@ class Settings:
         """Length of the run; -ep counts passes over the `labelled` images."""
         if self.epochs and not self.max_steps:
             return max(1, round(self.epochs * labelled / self.values.batch_size))
-        return self.max_steps or self.values.steps[self.train_mode]
+        return self.max_steps or self.values.steps["dann" if self.with_source else self.train_mode]
 
     def views_of(self, classes: list[str]) -> str:
         """The kind of views: what --views says, else by the names of the classes."""
@@ -135,6 +150,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         help="target domain; `source` does without, then nothing is measured on a target",
     )
     data.add_argument(
+        "--with_source",
+        action="store_true",
+        help="`target` trains on the labels of the source as well, each domain half of a step",
+    )
+    data.add_argument(
         "--size",
         type=bounded(int, 8, 256),
         default=28,
@@ -153,8 +173,9 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--recipe",
         choices=tuple(RECIPES),
         default="tuned",
-        help="tuned: the losses of the paper with hyperparameters of ours (default); strong: with augmentation and the "
-        "pseudo-labels of a mean teacher besides",
+        help="paper: what arXiv 1505.07818 states, section 5.2, with nothing of ours but the length; tuned: the losses "
+        "of the paper with hyperparameters of ours (default); strong: with augmentation and the pseudo-labels of a "
+        "mean teacher besides",
     )
     length.add_argument(
         "--without",
@@ -181,7 +202,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--batch_size",
         type=bounded(int, 2, 65536),
         metavar="N",
-        help="images of each domain a step (default: by recipe, tuned 128)",
+        help="images of each domain a step (default: by recipe, paper 64, else 128)",
     )
     length.add_argument(
         "-ep",
@@ -201,13 +222,14 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--learning_rate",
         type=bounded(float, 0, 10, exclusive=True),
         metavar="X",
-        help="peak of the one-cycle learning rate (default: by recipe)",
+        help="peak of the one-cycle learning rate, recipe paper: mu_0 (default: by recipe)",
     )
     length.add_argument(
         "--lambda_max",
         type=bounded(float, 0, 100, exclusive=True),
         metavar="X",
-        help="weight of the reversed domain gradient at the end of its schedule (default: by recipe, tuned 0.2)",
+        help="weight of the reversed domain gradient at the end of its schedule (default: by recipe: paper 1, tuned "
+        "0.2, strong 0.1)",
     )
     length.add_argument("--seed", type=SEED, default=0, metavar="N", help="seed of everything random (default: 0)")
     run = parser.add_argument_group("run")
@@ -254,21 +276,22 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 def read_settings(args: argparse.Namespace) -> Settings:
     """The parsed flags as Settings; UserError for those that contradict each other."""
     recipe = RECIPES[args.recipe]
-    has = recipe.parts & PARTS_OF_MODE[args.train_mode]
+    has = recipe.parts & PARTS_OF_MODE["source" if args.with_source else args.train_mode]
     if args.arch == "published":  # its classifiers mix the domains' statistics
         has -= {"priors", "confusion"}
     parts = has - set(args.without)
-    refuse_domains(args.train_mode, args.source_file, args.target_file)
+    refuse_domains(args.train_mode, args.source_file, args.target_file, args.with_source)
     refuse_recipe(args, has, parts)
     topk = args.topk if args.topk is not None else int(args.select != "last")
     if topk == 0 and args.select != "last":
         raise UserError(f"--topk 0 keeps no checkpoint for --select {args.select} to choose; use --topk 1 or more.")
-    if args.select == "source_val" and args.train_mode == "target":
+    if args.select == "source_val" and args.train_mode == "target" and not args.with_source:
         raise UserError("--select source_val needs a source, which --train_mode target does not read; use last.")
     if args.tensorboard:
         summary_writer()  # refused here where the package is missing
     target = (args.target_file or "none").replace("/", "-")
-    name = f"{args.train_mode}_{target}_{args.recipe}_seed{args.seed}" if args.run_name is None else args.run_name
+    kind = f"{args.recipe}_with_source" if args.with_source else args.recipe
+    name = f"{args.train_mode}_{target}_{kind}_seed{args.seed}" if args.run_name is None else args.run_name
     if name in ("", ".", "..") or "/" in name or os.sep in name:
         raise UserError(f"--run_name {name!r} must be a plain folder name; --save_dir says where it goes.")
     return Settings(
@@ -280,6 +303,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         num_workers=args.num_workers,
         recipe=args.recipe,
         without=tuple(part for part in PARTS if part in args.without),
+        with_source=args.with_source,
         views=args.views,
         arch=args.arch,
         epochs=args.epochs,
@@ -306,15 +330,18 @@ def read_settings(args: argparse.Namespace) -> Settings:
     )
 
 
-def refuse_domains(mode: str, source: str, target: str | None) -> None:
-    """UserError for domains that are missing, or none."""
+def refuse_domains(mode: str, source: str, target: str | None, with_source: bool) -> None:
+    """UserError for domains that are missing, or none, or one where it takes two."""
+    if with_source and mode != "target":
+        raise UserError(f"--with_source adds the source to --train_mode target; {mode} has it already: leave it out.")
     if target is None and mode != "source":
         raise UserError(f"--train_mode {mode} needs --target_file, the name of the target's folder.")
     for flag, name in (("--source_file", source), ("--target_file", target)):
         if name is not None and os.path.normpath(name) in ("", ".", ".."):
             raise UserError(f"{flag} {name!r} names no domain; name its folder in --data_root.")
-    if mode == "dann" and target is not None and os.path.normpath(target) == os.path.normpath(source):
-        raise UserError(f"--source_file and --target_file are both {source}; dann needs two domains.")
+    both = mode == "dann" or with_source
+    if both and target is not None and os.path.normpath(target) == os.path.normpath(source):
+        raise UserError(f"--source_file and --target_file are both {source}; the run needs two domains.")
 
 
 def refuse_recipe(args: argparse.Namespace, has: frozenset[str], parts: frozenset[str]) -> None:

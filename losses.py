@@ -48,19 +48,23 @@ class Objective(nn.Module):
         pseudo: tuple[Tensor, Tensor] | None = None,
         weight_u: float = 1.0,
         ratio: Tensor | None = None,
+        y_t: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """L_y of the labelled images; with target images L_d too, L_c and, with the teacher's `pseudo` labels, L_u.
 
         x_s, x_t: uint8 or float [B, 3, H, W] in 0..255, y_s: int64 [B], pseudo: labels int64 [B] and mask float [B] of
         x_t, for L_u times weight_u. ratio: float [K], see minimum_class_confusion. Returns the losses and the logits of
-        x_t, [B, K], None where no part needs them. Source and target pass BatchNorm apart: each is normalised by its
-        own batch and keeps running statistics of its own. Without x_t the labelled images are those of net.predict_as.
+        x_t, [B, K], None where no part needs them. With net.norm `domain` source and target pass BatchNorm apart: each
+        is normalised by its own batch and keeps running statistics of its own. Without x_t the labelled images are
+        those of net.predict_as. With y_t, int64 [B], there is L_y alone, of both domains.
         """
         net = self.net
-        f_s = net.features(x_s, SOURCE if x_t is not None else None)  # [B, F]
         if x_t is None:
-            return {"L_y": F.cross_entropy(net.label_classifier(f_s).float(), y_s)}, None
-        f_t = net.features(x_t, TARGET)  # [B, F]
+            return {"L_y": F.cross_entropy(net(x_s).float(), y_s)}, None
+        f_s, f_t = net.features_of_both(x_s, x_t)  # [B, F] each
+        if y_t is not None:
+            z = net.label_classifier(torch.cat([f_s, f_t])).float()  # [2B, K]
+            return {"L_y": F.cross_entropy(z, torch.cat([y_s, y_t]))}, None
         z_s = net.label_classifier(f_s).float()  # [B, K]
         d_hat = net.domain_classifier(reverse_gradient(torch.cat([f_s, f_t]), lambda_p)).float()  # [2B, 2]
         L_d, domain_accuracy = domain_loss(d_hat, len(f_s))
@@ -78,9 +82,10 @@ class Objective(nn.Module):
         return losses, z_t
 
 
-def total(losses: dict[str, Tensor]) -> Tensor:
-    """The sum of the losses, those named L_."""
-    return torch.stack([value for name, value in losses.items() if name.startswith("L_")]).sum()
+def total(losses: dict[str, Tensor], weight_d: float = 1.0) -> Tensor:
+    """The sum of the losses, those named L_, L_d times its weight: what is logged of it is ln 2 for a guess always."""
+    named = {name: value for name, value in losses.items() if name.startswith("L_")}
+    return torch.stack([weight_d * value if name == "L_d" else value for name, value in named.items()]).sum()
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -97,8 +102,8 @@ def domain_loss(d_hat: Tensor, count_s: int) -> tuple[Tensor, Tensor]:
     """L_d = -mean log p(d_i | f_i) over the images of both domains, and the domain classifier's accuracy.
 
     d_hat: logits float [N, 2], the first `count_s` of them of source images. With equal halves L_d is half of the
-    paper's sum of a mean per domain; the reversal hands G_f the gradient -lambda_p dL_d/df. Source: arXiv 1505.07818,
-    equations 9 and 13 to 15.
+    paper's sum of a mean per domain, so recipe `paper` weighs it 2; the reversal hands G_f the gradient
+    -lambda_p dL_d/df. Source: arXiv 1505.07818, equations 9 and 13 to 15.
     """
     d = torch.full((len(d_hat),), TARGET, device=d_hat.device)  # [N]
     d[:count_s] = SOURCE

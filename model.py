@@ -7,13 +7,14 @@ Glossary, symbol of arXiv 1505.07818 -> name here (section):
     G_d(f; theta_d)   net.domain_classifier   (4.2)   features [B, F] -> logits [B, 2]
     R(x)              reverse_gradient        (4.2)   identity forwards, -lambda_p times the gradient backwards
     lambda_p          lambda_schedule(p)      (5.2.2) 2 / (1 + exp(-10 p)) - 1
-    mu_p              learning_rate(p)        (5.2.2) ours is one-cycle with AdamW, see there
+    mu_p              annealed(p)             (5.2.2) 0.01 / (1 + 10 p)^0.75; recipes of ours have one_cycle(p)
     p                 step / total_steps      (5.2.2) training progress, 0..1
     L_y, L_d          cross-entropies in losses.py     (4.1)
     d_i               SOURCE = 0, TARGET = 1  (4.1)
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,10 +52,18 @@ def lambda_schedule(p: float) -> float:
     return 2.0 / (1.0 + math.exp(-10.0 * p)) - 1.0
 
 
-def learning_rate(p: float, peak: float, warmup: float = 0.1) -> float:
+def annealed(p: float, mu_0: float) -> float:
+    """The paper's learning rate at progress `p` in 0..1: mu_p = mu_0 / (1 + 10 p)^0.75, from mu_0 to mu_0 / 6.
+
+    Source: arXiv 1505.07818, section 5.2.2, where mu_0 is 0.01.
+    """
+    return mu_0 / (1.0 + 10.0 * p) ** 0.75
+
+
+def one_cycle(p: float, peak: float, warmup: float = 0.1) -> float:
     """One-cycle learning rate at progress `p` in 0..1: linear from peak/25 over `warmup`, then a cosine to peak/1e4.
 
-    Source: Smith & Topin, arXiv 1708.07120 (the paper of DANN decays 0.01 / (1 + 10 p)^0.75 with momentum 0.9 instead).
+    Source: Smith & Topin, arXiv 1708.07120.
     """
     if p < warmup:
         return peak * (1 / 25 + (1 - 1 / 25) * p / warmup)
@@ -79,18 +88,26 @@ class DomainBatchNorm2d(nn.Module):
         return (self.source, self.target)[self.domain](x)
 
 
+Norm = Callable[[int], nn.Module]  # channels -> layer
+NORMS: dict[str, Norm] = {"domain": DomainBatchNorm2d, "shared": nn.BatchNorm2d}
+
+
 class DANN(nn.Module):
     """G_f, G_y and G_d of one run, with the preprocessing of their input.
 
     arch: `small`, ours, takes any image size; `published`, the public implementation's, takes 28x28 only.
     predict_as: the domain whose BatchNorm statistics predict, TARGET, or SOURCE where no target was trained on.
-    Raises ValueError for an unknown `arch` or a size that it does not take.
+    norm: the BatchNorm of G_f, `domain`: statistics per domain, or `shared`: torch's, one set for both.
+    Raises ValueError for an unknown `arch` or `norm` or a size that it does not take.
     """
 
-    def __init__(self, num_classes: int = 10, arch: str = "small", size: int = 28, predict_as: int = TARGET) -> None:
+    def __init__(
+        self, num_classes: int = 10, arch: str = "small", size: int = 28, predict_as: int = TARGET, norm: str = "domain"
+    ) -> None:
         super().__init__()
-        if arch not in ARCHITECTURES:
-            raise ValueError(f"arch {arch!r} is not one of {', '.join(ARCHITECTURES)}")
+        for name, value, known in (("arch", arch, ARCHITECTURES), ("norm", norm, tuple(NORMS))):
+            if value not in known:
+                raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
         if arch == "published" and size != 28:
             raise ValueError(f"arch published takes images of 28x28, not {size}x{size}")
         self.arguments: dict[str, Any] = {
@@ -98,10 +115,11 @@ class DANN(nn.Module):
             "arch": arch,
             "size": size,
             "predict_as": predict_as,
+            "norm": norm,
         }
-        self.arch, self.predict_as = arch, predict_as
-        parts = _small(num_classes) if arch == "small" else _published(num_classes)
-        self.feature_extractor, self.label_classifier, self.domain_classifier = parts
+        self.arch, self.predict_as, self.norm = arch, predict_as, norm
+        layers = _small if arch == "small" else _published
+        self.feature_extractor, self.label_classifier, self.domain_classifier = layers(num_classes, NORMS[norm])
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -127,20 +145,27 @@ class DANN(nn.Module):
                 layer.domain = self.predict_as if domain is None else domain
         return self.feature_extractor(self.preprocess(images))
 
+    def features_of_both(self, x_s: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch of each domain, [B, 3, H, W] -> f_s, f_t, [B, F]: BatchNorm per domain, or over both as one batch."""
+        if self.norm == "domain":
+            return self.features(x_s, SOURCE), self.features(x_t, TARGET)
+        f = self.features(torch.cat([x_s, x_t]))  # [2B, F]
+        return f[: len(x_s)], f[len(x_s) :]
+
     def forward(self, images: Tensor, domain: int | None = None) -> Tensor:
         """Images uint8 [B, 3, H, W] of `domain` (None: predict_as) -> label logits [B, K]."""
         return self.label_classifier(self.features(images, domain))
 
 
-def _published(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
+def _published(num_classes: int, norm: Norm) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
     """The public implementation's layers, F = 800. Dropout2d comes before the pooling there; it commutes."""
     feature_extractor = nn.Sequential(
         nn.Conv2d(3, 64, 5),
-        DomainBatchNorm2d(64),
+        norm(64),
         nn.MaxPool2d(2),
         nn.ReLU(),  # [B, 64, 12, 12]
         nn.Conv2d(64, 50, 5),
-        DomainBatchNorm2d(50),
+        norm(50),
         nn.MaxPool2d(2),
         nn.ReLU(),  # [B, 50, 4, 4]
         nn.Dropout2d(),
@@ -194,7 +219,7 @@ class Quadrants(nn.Module):
         return F.avg_pool2d(x, ((x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2), (x.shape[2] // 2, x.shape[3] // 2))
 
 
-def _small(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
+def _small(num_classes: int, norm: Norm) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
     """Ours: 3x3 convolutions, pooling ahead of BatchNorm and ReLU (a quarter of the work). F = 96.
 
     The first block measures edges, whichever side is bright, against the other edges of the same image: what a
@@ -205,7 +230,7 @@ def _small(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequentia
 
     def block(c_in: int, c_out: int, pool: bool = False, dropout: float = 0.1) -> nn.Sequential:
         layers: list[nn.Module] = [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)] + [nn.MaxPool2d(2)] * pool
-        return nn.Sequential(*layers, DomainBatchNorm2d(c_out), nn.ReLU(), nn.Dropout2d(dropout))
+        return nn.Sequential(*layers, norm(c_out), nn.ReLU(), nn.Dropout2d(dropout))
 
     edges = [nn.Conv2d(3, 32, 3, padding=1, bias=False), Magnitude(), nn.MaxPool2d(2), InstanceNorm2d(32), nn.ReLU()]
     feature_extractor = nn.Sequential(
@@ -216,7 +241,7 @@ def _small(num_classes: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequentia
         block(96, 96),
         Quadrants(),  # [B, 96, 2, 2]
         nn.Conv2d(96, 96, 2, groups=96, bias=False),  # [B, 96, 1, 1]
-        DomainBatchNorm2d(96),
+        norm(96),
         nn.ReLU(),
         nn.Flatten(),  # [B, 96]
     )

@@ -469,16 +469,13 @@ def _from_published(path: Path, module: PickledModule) -> dict[str, Any]:
         state: dict[str, Tensor] = {}
         for theirs, ours in PUBLISHED_PARTS.items():
             state.update(_flatten(module._modules[theirs], f"{ours}."))
-        for name in [name for name in state if name.startswith("feature_extractor.") and "running_" in name]:
-            state[f"{name}_s"] = state[f"{name}_t"] = state.pop(name)  # one set of statistics, for both domains
-            state.pop(f"{name.rsplit('.', 1)[0]}.num_batches_tracked", None)
         num_classes = int(state["label_classifier.7.weight"].shape[0])
     except (AttributeError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise UserError(
             f"{path} is a pickled module of another architecture than the published one; "
             "use a checkpoint of train.py or of download.sh."
         ) from error
-    return weights_only(modern(state), {"num_classes": num_classes, "arch": "published", "size": 28})
+    return weights_only(state, {"num_classes": num_classes, "arch": "published", "size": 28, "norm": "shared"})
 
 
 def weights_only(state: dict[str, Tensor], model_args: dict[str, Any]) -> dict[str, Any]:
@@ -590,10 +587,10 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
             file.unlink()
 
 
-def fingerprint(labels: Tensor | None, domains: Iterable[Domain | None]) -> int:
+def fingerprint(domains: Iterable[Domain | None]) -> int:
     """CRC-32 of the labels and pixels that a run trains on."""
     crc = 0
-    for tensor in (labels, *(domain.images for domain in domains if domain is not None)):
+    for tensor in (tensor for domain in domains if domain for tensor in (domain.labels, domain.images)):
         if tensor is not None:
             content: Any = tensor.contiguous().numpy()
             crc = zlib.crc32(content, crc)

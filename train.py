@@ -4,7 +4,8 @@
 
 Modes: `source` trains on source labels only, `dann` adapts to the target's
 images without reading a target label (domain-adversarial training, arXiv
-1505.07818), `target` trains on target labels, for comparison.
+1505.07818), `target` trains on target labels, with --with_source on those of
+both domains, for comparison.
 On the real digits `dann` takes a quarter of an hour on one core without
 bfloat16; the accuracies to expect stand in the README's table.
 Writes a run folder: args.json, metrics.jsonl, last.pt, the figures curves.png,
@@ -26,7 +27,7 @@ from torch import Tensor
 
 import config
 from augment import views
-from config import Settings, read_settings
+from config import Recipe, Settings, read_settings
 from dataset import (
     Batches,
     Domain,
@@ -54,7 +55,7 @@ from metrics import (
     top_class_share,
     validation_scores,
 )
-from model import DANN, SOURCE, TARGET, lambda_schedule, learning_rate
+from model import DANN, SOURCE, TARGET, lambda_schedule
 from plots import draw_confusion, draw_curves, draw_mistakes
 from runs import (
     FORMAT,
@@ -147,6 +148,7 @@ class Data:
     """What a mode reads: `labelled` trains G_y, `unlabelled` (dann only) has no label, the rest is for measuring.
 
     target_sample: of a target without a labelled val set, images on which what needs no label is measured.
+    labelled_t: what trains G_y besides, of the target (target --with_source only).
     """
 
     classes: list[str]
@@ -155,12 +157,14 @@ class Data:
     source_val: Domain | None
     target_val: Domain | None
     target_sample: Domain | None
+    labelled_t: Domain | None = None
 
     def sizes(self) -> dict[str, int | None]:
         """Images by what they are for, None for what was not read."""
         domains = {
             "labelled_train": self.labelled,
             "unlabelled_train": self.unlabelled,
+            "labelled_target_train": self.labelled_t,
             "source_val": self.source_val,
             "target_val": self.target_val,
         }
@@ -185,23 +189,30 @@ def listed(root: Path, domain: str, split: str, classes: list[str] | None, forei
     return found if found and found.labels is not None else None
 
 
+def to_train_on(settings: Settings, domain: str) -> Listing:
+    """The train split of a domain, with labels; UserError where it has none."""
+    listing = list_split(settings.data_root, domain, "train", with_labels=True)
+    assert listing is not None  # `train` exists or list_split has refused
+    if listing.labels is None:
+        raise UserError(
+            f"{listing.origin} has no labels, and --train_mode {settings.train_mode} trains on them; add a column "
+            "label, or put the images into one folder per class."
+        )
+    return listing
+
+
 def load_data(settings: Settings) -> Data:
     """Read the images that the mode needs, and no label that it must not see; UserError for what is missing."""
     mode, source, target = settings.train_mode, settings.source_file, settings.target_file
     if (
-        mode == "dann"
+        (mode == "dann" or settings.with_source)
         and target
         and domain_folder(settings.data_root, source).samefile(domain_folder(settings.data_root, target))
     ):
-        raise UserError(f"--source_file {source} and --target_file {target} are one folder; dann needs two domains.")
-    labelled_name = source if mode != "target" or target is None else target
-    listing = list_split(settings.data_root, labelled_name, "train", with_labels=True)
-    assert listing is not None  # `train` exists or list_split has refused
-    if listing.labels is None:
-        raise UserError(
-            f"{listing.origin} has no labels, and --train_mode {mode} trains on them; add a column label, or put the "
-            "images into one folder per class."
-        )
+        raise UserError(f"--source_file {source} and --target_file {target} are one folder; the run needs two domains.")
+    with_source = mode != "target" or settings.with_source
+    labelled_name = source if with_source or target is None else target
+    listing = to_train_on(settings, labelled_name)
     classes = class_names(listing)
     if len(classes) < 2:
         raise UserError(f"{listing.origin} has the single class {classes[0]!r}; a classifier needs two or more.")
@@ -216,7 +227,11 @@ def load_data(settings: Settings) -> Data:
 
     labelled = read_domain(listing, classes, settings.size, settings.num_workers, f"read {labelled_name} train")
     unlabelled = read(target, "train", None) if mode == "dann" and target else None
-    source_val = read(source, "val", classes) if mode != "target" else None
+    labelled_t = None
+    if settings.with_source and target:
+        listing = to_train_on(settings, target)
+        labelled_t = read_domain(listing, classes, settings.size, settings.num_workers, f"read {target} train")
+    source_val = read(source, "val", classes) if with_source else None
     target_val = read(target, "val", classes) if target else None
     sample = None
     if target and target_val is None and mode != "target":
@@ -227,7 +242,7 @@ def load_data(settings: Settings) -> Data:
         domain = source if settings.select == "source_val" else target
         where = settings.data_root / domain / "val.csv" if domain else "val.csv of a --target_file"
         raise UserError(f"--select {settings.select} needs a labelled {where}; use --select last.")
-    return Data(classes, labelled, unlabelled, source_val, target_val, sample)
+    return Data(classes, labelled, unlabelled, source_val, target_val, sample, labelled_t)
 
 
 # Network
@@ -238,8 +253,8 @@ def start_run(settings: Settings, folder: Path, data: Data, device: torch.device
     mode, recipe = settings.train_mode, settings.values
     seed_step(settings.seed, -1)
     predict_as = SOURCE if mode == "source" else TARGET  # source: no statistics of a target are learnt
-    net = DANN(len(data.classes), settings.arch, settings.size, predict_as).to(device)
-    optimizer = build_optimizer(net, mode, recipe.lr, recipe.weight_decay)
+    net = DANN(len(data.classes), settings.arch, settings.size, predict_as, recipe.norm).to(device)
+    optimizer = build_optimizer(net, mode, recipe)
     run = Run(
         folder,
         {**settings.plain(), "views": settings.views_of(data.classes), "classes": data.classes, "format": FORMAT},
@@ -247,7 +262,7 @@ def start_run(settings: Settings, folder: Path, data: Data, device: torch.device
         optimizer,
         settings.total_steps(len(data.labelled)),
         teacher=Teacher(net, recipe.ema_decay, recipe.threshold) if "teacher" in recipe.parts else None,
-        fingerprint=fingerprint(data.labelled.labels, (data.labelled, data.unlabelled)),
+        fingerprint=fingerprint((data.labelled, data.unlabelled, data.labelled_t)),
         precision=choose_precision(settings.precision, device),
     )
     if "priors" in recipe.parts and data.labelled.labels is not None:
@@ -263,11 +278,13 @@ def start_run(settings: Settings, folder: Path, data: Data, device: torch.device
     return run
 
 
-def build_optimizer(net: DANN, mode: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW over theta_f and theta_y, and over theta_d where there is a domain loss."""
+def build_optimizer(net: DANN, mode: str, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW, or the paper's SGD, over theta_f and theta_y, and over theta_d where there is a domain loss."""
     parts = [net.feature_extractor, net.label_classifier] + [net.domain_classifier] * (mode == "dann")
     parameters = [parameter for part in parts for parameter in part.parameters()]
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    if recipe.momentum is not None:
+        return torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 
 # Loop
@@ -279,20 +296,19 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
     autocast = partial(torch.autocast, device.type, run.precision, enabled=run.precision != torch.float32)
     batches = partial(Batches, batch_size=recipe.batch_size, seed=seed, device=device, ranks=ranks)
     batch_s = batches(data.labelled, stream=SOURCE)
-    batch_t = batches(data.unlabelled, stream=TARGET) if data.unlabelled else None
-    share = recipe.batch_size // ranks.world
+    batch_t = batches(half_t, stream=TARGET) if (half_t := data.unlabelled or data.labelled_t) else None
     objective = ranks.wrap(Objective(net, recipe.parts))
     meter = Meter(run, f"train {settings.train_mode}", recipe.batch_size * (2 if batch_t else 1), shown=ranks.main)
     val_period = settings.val_period or max(1, run.total_steps // 5)
-    measured, stop, kind = None, False, run.args["views"]
+    measured, stop, kind, share = None, False, run.args["views"], recipe.batch_size // ranks.world
     net.train()
     with InterruptFlag() as interrupt:
         while run.step < run.total_steps and not stop:
             p = run.step / run.total_steps
-            lambda_p, lr = recipe.lambda_max * lambda_schedule(p), learning_rate(p, recipe.lr)
+            lambda_p, lr = recipe.lambda_max * lambda_schedule(p), recipe.learning_rate(p)
             seed_step(seed, run.step * ranks.world + ranks.rank)
             x_s, y_s = batch_s.take(run.priors.draw(share)) if run.priors else batch_s(run.step)
-            x_t = batch_t(run.step)[0] if batch_t else None
+            x_t, y_t = batch_t(run.step) if batch_t else (None, None)
             with autocast():
                 pseudo = run.teacher.label(x_t) if run.teacher and x_t is not None else None
             ratio = run.priors.ratio if run.priors else None
@@ -300,12 +316,12 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
                 x_s = views(x_s, kind, paste=kind == "digits" and "distractors" in recipe.parts)
                 x_t = views(x_t, kind, paste=False) if x_t is not None else None
             with autocast():
-                losses, z_t = objective(x_s, y_s, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end), ratio)
+                losses, z_t = objective(x_s, y_s, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end), ratio, y_t)
 
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
             run.optimizer.zero_grad(set_to_none=True)
-            total(losses).backward()
+            total(losses, recipe.weight_d).backward()
             run.optimizer.step()
             if run.teacher:
                 run.teacher.follow(net, run.step)
@@ -534,8 +550,8 @@ def against_source_only(
     batch_size = settings.values.batch_size // (settings.processes or 1)  # what one process has room for
     recipe = replace(settings.values, parts=frozenset(), batch_size=batch_size)
     seed_step(settings.seed, -1)
-    net = DANN(len(data.classes), settings.arch, settings.size, SOURCE).to(run.net.device)
-    optimizer = build_optimizer(net, "source", recipe.lr, recipe.weight_decay)
+    net = DANN(len(data.classes), settings.arch, settings.size, SOURCE, recipe.norm).to(run.net.device)
+    optimizer = build_optimizer(net, "source", recipe)
     short = Run(
         run.folder,
         run.args,

@@ -146,7 +146,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if not isinstance(name, str) or "\0" in name:
             raise UserError(f"{file} does not say its domain; give {flag}.")
     # BatchNorm statistics of the source exist where it was trained on; a `target` run has its target's alone.
-    statistics = [net.predict_as if stated.get("train_mode") == "target" else SOURCE, net.predict_as]
+    alone = stated.get("train_mode") == "target" and not stated.get("with_source")
+    statistics = [net.predict_as if alone else SOURCE, net.predict_as]
     sides = [
         look_at(args.data_root, name, net, classes, d, args.limit, args.seed)
         for name, d in zip(names, statistics, strict=True)

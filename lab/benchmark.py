@@ -218,7 +218,7 @@ class BareStep:
         recipe = RECIPES["tuned"]
         self.net, self.device = DANN(10, arch).to(device).train(), device
         self.objective = Objective(self.net, recipe.parts if arch == "small" else ())
-        self.optimizer = train.build_optimizer(self.net, "dann", recipe.lr, recipe.weight_decay)
+        self.optimizer = train.build_optimizer(self.net, "dann", recipe)
         self.precision, self.count = choose_precision("auto", device), recipe.batch_size
         assert data.unlabelled is not None
         assert data.labelled.labels is not None

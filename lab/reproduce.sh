@@ -3,9 +3,9 @@
 #
 #     bash lab/reproduce.sh DATA_ROOT [SEEDS [PART ...]]
 #
-# DATA_ROOT is absolute or relative to the project's folder. SEEDS: "0 1 2" by default. PART: tuned, strong, ablation; these
-# by default, and adaptation, the runs that only ADAPTATION.md needs (24 of them). One run at a time, each
-# 1 to 10 minutes on 2 cores; JOBS=2 runs two side by side, each on half of the cores: a quarter faster in all, for the parts
+# DATA_ROOT is absolute or relative to the project's folder. SEEDS: "0 1 2" by default. PART: paper, tuned, strong, ablation,
+# pairs (other sources than MNIST-M, which need the domain mnist); these by default, and adaptation, the runs that only
+# ADAPTATION.md needs (24 of them). One run at a time, each 1 to 10 minutes on 2 cores; JOBS=2 runs two side by side, each on half of the cores: a quarter faster in all, for the parts
 # whose seconds no table shows, ablation and adaptation (bash 4.3 or later). Stop it whenever you like: the next call resumes
 # the run that was cut, and skips those that are done. To measure a cell again, delete its json in results/.
 
@@ -15,16 +15,17 @@ refuse() { echo "reproduce.sh: $1" >&2; exit 2; }
 data_root=$1
 seeds=${2:-0 1 2}
 parts=" ${*:3} "
-[ "$parts" = "  " ] && parts=" tuned strong ablation "
+[ "$parts" = "  " ] && parts=" paper tuned strong ablation pairs "
 for part in $parts; do
     case $part in
-        tuned | strong | ablation | adaptation) ;;
-        *) refuse "there is no part $part; the parts are tuned, strong, ablation and adaptation." ;;
+        paper | tuned | strong | ablation | pairs | adaptation) ;;
+        *) refuse "there is no part $part; the parts are paper, tuned, strong, ablation, pairs and adaptation." ;;
     esac
 done
 python=${PYTHON:-python}
 cd -- "$(dirname -- "$0")/.."
-for domain in mnistm svhn usps; do
+has() { [[ "$parts" == *" $1 "* ]]; }
+for domain in mnistm svhn usps $(has pairs && echo mnist); do
     [ -d "$data_root/$domain" ] || refuse "no $data_root/$domain; python prepare_data.py digits --out $data_root --sample makes it."
 done
 jobs=${JOBS:-1}
@@ -32,7 +33,6 @@ if [ "$jobs" -gt 1 ]; then
     OMP_NUM_THREADS=$(( $(nproc) / jobs > 0 ? $(nproc) / jobs : 1 ))
     export OMP_NUM_THREADS
 fi
-has() { [[ "$parts" == *" $1 "* ]]; }
 
 run() {   # run FOLDER NAME FLAG ...: FOLDER/NAME.json, unless it is there; at once where fewer than $jobs are under way
     if [ -f "$1/$2.json" ]; then return; fi
@@ -52,6 +52,20 @@ cell() {   # cell RECIPE ARCH MODE TARGET SEED [PART-LEFT-OUT ...]
         --target_file "$4" --recipe "$1" --arch "$2" --seed "$5" ${left_out:+--without "${@:6}"}
 }
 
+ceiling() {   # ceiling RECIPE TARGET SEED: on the labels of both domains
+    run results "target_$2_$1_small_with_source_seed$3" --data_root "$data_root" --train_mode target --with_source \
+        --target_file "$2" --recipe "$1" --seed "$3"
+}
+
+pair() {   # pair SOURCE TARGET RECIPE SEED: the three modes on a pair of domains on which nothing was chosen
+    local split=val mode
+    if [ "$2" = mnist ]; then split=test; fi
+    for mode in source dann target; do
+        run results "${mode}_$1_$2_$3_small_seed$4" --data_root "$data_root" --train_mode "$mode" --source_file "$1" \
+            --target_file "$2" --recipe "$3" --seed "$4" --eval_split "$split"
+    done
+}
+
 extra() {   # extra NAME DATA_ROOT MODE TARGET SEED [FLAG ...]: a run behind ADAPTATION.md
     run results/adaptation "$1_seed$5" --data_root "$2" --train_mode "$3" --target_file "$4" --seed "$5" "${@:6}"
 }
@@ -69,20 +83,37 @@ label_shift() {   # runs/shifted: mnistm as it is, and of the usps digits 5 to 9
 
 for seed in $seeds; do
     for target in usps svhn; do
+        if has paper; then
+            for arch in small published; do
+                for mode in source dann target; do cell paper "$arch" "$mode" "$target" "$seed"; done
+            done
+            ceiling paper "$target" "$seed"
+        fi
         if has tuned; then
             for mode in dann source target; do cell tuned small "$mode" "$target" "$seed"; done
             cell tuned small dann "$target" "$seed" priors confusion
             cell tuned published dann "$target" "$seed"
+            ceiling tuned "$target" "$seed"
         fi
         if has strong; then
             for mode in dann target; do cell strong small "$mode" "$target" "$seed"; done
+            ceiling strong "$target" "$seed"
         fi
         if has ablation; then
             cell strong small source "$target" "$seed"
             cell strong small source "$target" "$seed" distractors
+            cell strong small source "$target" "$seed" augmentation   # the steps and rates of strong alone
+            cell strong small dann "$target" "$seed" adversarial teacher   # its views and BatchNorm per domain alone
             for part in teacher adversarial augmentation; do cell strong small dann "$target" "$seed" "$part"; done
         fi
     done
+    if has pairs; then
+        for recipe in paper tuned strong; do
+            pair mnist mnistm "$recipe" "$seed"
+            pair mnist usps "$recipe" "$seed"
+            pair usps mnist "$recipe" "$seed"
+        done
+    fi
 done
 if has adaptation; then
     label_shift

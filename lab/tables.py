@@ -80,6 +80,8 @@ class Cell(NamedTuple):
     mode: str
     target: str
     without: tuple[str, ...] = ()
+    source: str = "mnistm"
+    with_source: bool = False
 
 
 Result = dict[str, Any]
@@ -113,8 +115,9 @@ def read_results(folder: Path) -> Cells:
         if file.name != "soak.json" and not file.name.startswith("benchmark-"):
             result = read_result(file)
             args = result["args"]
-            without = tuple(args.get("without") or ())
-            cells[Cell(args["recipe"], args["arch"], args["train_mode"], args["target_file"], without)].append(result)
+            kind = (args["recipe"], args["arch"], args["train_mode"], args["target_file"])
+            more = (tuple(args.get("without") or ()), args.get("source_file", "mnistm"), args.get("with_source", False))
+            cells[Cell(*kind, *more)].append(result)
     for cell, found in cells.items():
         kinds = [
             {name: value for name, value in result["args"].items() if name not in VARYING and value}

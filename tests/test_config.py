@@ -28,6 +28,7 @@ OTHER = {  # a value of each flag that is not the default
     "train_mode": "target",
     "source_file": "svhn",
     "target_file": "svhn",
+    "with_source": None,  # with --train_mode target
     "size": "32",
     "num_workers": "3",
     "recipe": "strong",
@@ -55,10 +56,12 @@ OTHER = {  # a value of each flag that is not the default
 def test_every_flag_changes_the_settings_and_no_two_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "summary_writer", lambda: None)  # the package may be missing
     assert set(vars(train.build_parser().parse_args(BASE))) == set(OTHER)
-    found = [settings(), settings("--recipe", "strong")]
+    strong, target = ["--recipe", "strong"], ["--train_mode", "target"]
+    needed = {"without": strong, "views": strong, "with_source": target}
+    found = [settings(), settings(*strong)]
     for flag, value in OTHER.items():
         words = [f"--{flag}"] if value is None else [f"--{flag}", value]
-        found.append(settings(*["--recipe", "strong"] * (flag in ("without", "views")), *words))
+        found.append(settings(*needed.get(flag, []), *words))
     found.pop(2 + list(OTHER).index("recipe"))  # is the second already
     assert len({str(each) for each in found}) == len(found)
 
@@ -130,6 +133,16 @@ def test_length_is_that_of_the_recipe_then_passes_over_the_labelled_domain_then_
     assert settings("-ep", "2", "-bs", "8", "--max_steps", "3").total_steps(40) == 3
 
 
+def test_target_with_source_has_the_length_of_dann_and_the_parts_and_choices_that_a_source_allows() -> None:
+    both = ("--train_mode", "target", "--with_source", "--recipe")
+    for name, recipe in RECIPES.items():
+        found = settings(*both, name, "--select", "source_val")
+        assert found.total_steps(40) == recipe.steps["dann"]
+        assert found.values.parts == recipe.parts & {"augmentation", "distractors"}
+        assert found.run_name == f"target_usps_{name}_with_source_seed0"
+    assert settings(*both, "strong", "--without", "distractors").values.parts == {"augmentation"}
+
+
 def test_sorce_is_source_and_a_slash_that_the_shell_completed_is_no_part_of_a_name() -> None:
     found = settings("--train_mode", "sorce", "--target_file", "usps/")
     assert (found.train_mode, found.target_file, found.run_name) == ("source", "usps", "source_usps_tuned_seed0")
@@ -150,7 +163,7 @@ def test_several_processes_share_a_batch_that_can_be_split() -> None:
     ("change", "named"),
     [
         ("--train_mode sauce", "--train_mode"),  # which silently trained on target labels is a fault of public code
-        ("--recipe paper", "tuned"),
+        ("--recipe papre", "tuned"),
         ("--lamda 3", "--lamda"),
         ("-bs 1", "--batch_size"),
         ("-lr nan", "--learning_rate"),
@@ -174,6 +187,13 @@ def test_several_processes_share_a_batch_that_can_be_split() -> None:
         ("--recipe strong --without augmentation --views photos", "--views"),
         ("--train_mode target --recipe strong --without teacher", "--without"),
         ("--train_mode source --lambda_max 3", "--lambda_max"),
+        ("--recipe paper --train_mode source --lambda_max 3", "--lambda_max"),
+        ("--recipe paper --without confusion", "--without"),
+        ("--recipe paper --views digits", "--views"),
+        ("--with_source", "--with_source"),
+        ("--with_source --train_mode source", "--with_source"),
+        ("--train_mode target --with_source --target_file ./mnistm", "--target_file"),
+        ("--train_mode target --with_source --recipe strong --without teacher", "--without"),
         ("--recipe strong --without adversarial --lambda_max 3", "--lambda_max"),
     ],
 )

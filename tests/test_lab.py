@@ -18,6 +18,7 @@ import torch
 from conftest import ended, same_tensors, write_domain
 
 import train
+from config import read_settings
 from dataset import Domain, list_split
 from lab import benchmark, tables
 from metrics import unsure
@@ -193,6 +194,13 @@ def test_a_cell_takes_no_two_kinds_of_runs(project: Path) -> None:
     change(project / "results" / f"{RUN}.json", "args.max_steps", 7)
     with pytest.raises(UserError, match=r"max_steps, precision"):
         tables.read_results(project / "results")
+
+
+@pytest.mark.parametrize(("key", "value"), [("args.source_file", "mnist"), ("args.with_source", True)])
+def test_runs_of_another_source_or_with_its_labels_are_cells_of_their_own(project: Path, key: str, value: Any) -> None:
+    change(project / "results" / f"{RUN}.json", key, value)
+    block = tables.results_block(project / "results")
+    assert row(block, "dann | tuned, small")[-1] == "3/2"
 
 
 def test_an_evidence_row_says_how_many_runs_measured_what(project: Path) -> None:
@@ -433,7 +441,7 @@ echo "$*" >> commands.txt
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_reproduce_makes_the_runs_that_results_holds_each_once(tmp_path: Path, jobs: str) -> None:
-    """With a stand-in for python; JOBS=2 makes the same ones."""
+    """With a stand-in for python; JOBS=2 makes the same ones. More than results/ holds: cells not measured yet."""
     (tmp_path / "lab").mkdir()
     shutil.copy(PROJECT / "lab" / "reproduce.sh", tmp_path / "lab")
     (tmp_path / "python").write_text(STAND_IN)
@@ -441,19 +449,19 @@ def test_reproduce_makes_the_runs_that_results_holds_each_once(tmp_path: Path, j
     for domain in ("mnistm", "svhn", "usps"):
         write_domain(tmp_path / "data" / domain, {"train": 200, "val": 50})
     for _ in range(2):
-        command = ["bash", "lab/reproduce.sh", "data", "0", "tuned", "strong", "ablation", "adaptation"]
+        command = ["bash", "lab/reproduce.sh", "data", "0", "paper", "tuned", "strong", "ablation", "adaptation"]
         settings = {"PYTHON": str(tmp_path / "python"), "JOBS": jobs}
         subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, **settings})
     made, kept = (
         {file.relative_to(root).as_posix() for file in (root / "results").glob("**/*_seed0.json")}
         for root in (tmp_path, PROJECT)
     )
-    assert made == kept
+    assert made >= kept
     lines = [line.split() for line in (tmp_path / "commands.txt").read_text().splitlines()]
     trained = [words[1:] for words in lines if words[0] == "train.py"]
-    assert len(trained) == len(kept)
+    assert len(trained) == len(made)
     for words in trained:
-        train.build_parser().parse_args(words)
+        read_settings(train.build_parser().parse_args(words))
     labels = pd.read_csv(tmp_path / "runs" / "shifted" / "usps" / "train.csv").label.value_counts()
     assert labels[[0, 1, 2, 3, 4]].tolist() == [20] * 5
     assert labels.drop([0, 1, 2, 3, 4]).sum() < 25
@@ -514,7 +522,7 @@ def test_a_benchmark_ends_in_a_json_from_which_the_tables_are_made(
     assert found["training"] == kept  # parts that are not run keep what the file says of them
     assert found == json.loads((tmp_path / "benchmark-cpu.json").read_text())
     assert found["prediction"]["small"]["images"] == 40
-    assert found["start"]["images"].keys() == {"labelled_train", "unlabelled_train", "source_val", "target_val"}
+    assert found["start"]["images"].keys() >= {"labelled_train", "unlabelled_train", "source_val", "target_val"}
     assert found["start"]["launch_to_first_step_seconds"] > found["start"]["read_seconds"] > 0
     assert (tmp_path / "figures" / "time_to_accuracy.png").read_bytes().startswith(b"\x89PNG")
     block = tables.speed_block(tmp_path)

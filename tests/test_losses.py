@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from augment import views
+from config import RECIPES
 from dataset import Batches, Domain
 from losses import PARTS, ClassPriors, Objective, Teacher, minimum_class_confusion, pseudo_label_loss, ramp, total
 from model import DANN, SOURCE, TARGET, DomainBatchNorm2d
@@ -24,10 +25,10 @@ def images(seed: int, count: int = 6) -> Tensor:
 X_S, X_T, Y_S = images(0), images(1), torch.tensor([3, 1, 4, 1, 5, 9])
 
 
-def build(arch: str = "small") -> DANN:
+def build(arch: str = "small", norm: str = "domain") -> DANN:
     """A network without dropout, the same each time."""
     torch.manual_seed(0)
-    net = DANN(10, arch)
+    net = DANN(10, arch, norm=norm)
     for module in net.modules():
         if isinstance(module, nn.Dropout | nn.Dropout2d):
             module.p = 0.0
@@ -54,6 +55,31 @@ def test_the_losses_of_a_step_are_those_computed_by_hand(arch: str) -> None:
     assert losses["domain_accuracy"].item() == pytest.approx((d_hat.argmax(1) == d).double().mean().item())
     assert {name: losses[name].item() for name in ("L_y", "L_d")} == pytest.approx(by_hand, abs=1e-5)
     assert total(losses).item() == pytest.approx(sum(by_hand.values()), abs=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["small", "published"])
+def test_the_domain_loss_of_recipe_paper_is_the_sum_of_a_mean_per_domain(arch: str) -> None:
+    net = build(arch, "shared")
+    losses, _ = Objective(net)(X_S, Y_S, X_T, 0.5)
+    with torch.no_grad():
+        f = net.features(torch.cat([X_S, X_T]))
+        d_hat = net.domain_classifier(f)
+        L_y = cross_entropy(net.label_classifier(f[:6]), Y_S)
+        of_s, of_t = (cross_entropy(d_hat[6 * d : 6 * d + 6], torch.full((6,), d)) for d in (SOURCE, TARGET))
+    assert losses["L_d"].item() == pytest.approx((of_s + of_t) / 2, abs=1e-5)
+    weight_d = RECIPES["paper"].weight_d
+    assert total(losses, weight_d).item() == pytest.approx(L_y + of_s + of_t, abs=1e-5)
+
+
+@pytest.mark.parametrize(("arch", "norm"), [("small", "domain"), ("published", "domain"), ("small", "shared")])
+def test_with_labels_of_both_domains_the_loss_is_their_mean_and_there_is_no_other(arch: str, norm: str) -> None:
+    y_t = torch.tensor([2, 6, 5, 3, 5, 8])
+    losses, _ = Objective(build(arch, norm))(X_S, Y_S, X_T, y_t=y_t)
+    net = build(arch, norm)
+    f = torch.cat(net.features_of_both(X_S, X_T))
+    assert losses.keys() == {"L_y"}
+    by_hand = cross_entropy(net.label_classifier(f), torch.cat([Y_S, y_t]))
+    assert losses["L_y"].item() == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_features_get_minus_lambda_times_the_domain_gradient_and_the_domain_classifier_gets_it_whole() -> None:

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from model import (
     ARCHITECTURES,
     DANN,
+    NORMS,
     SOURCE,
     TARGET,
     DomainBatchNorm2d,
+    annealed,
     lambda_schedule,
-    learning_rate,
+    one_cycle,
     reverse_gradient,
 )
 
@@ -22,9 +24,9 @@ def images(count: int = 16) -> Tensor:
     return torch.randint(0, 256, (count, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def build(arch: str = "small", predict_as: int = TARGET) -> DANN:
+def build(arch: str = "small", predict_as: int = TARGET, norm: str = "domain") -> DANN:
     torch.manual_seed(0)
-    return DANN(10, arch, predict_as=predict_as)
+    return DANN(10, arch, predict_as=predict_as, norm=norm)
 
 
 # Reversal and schedules
@@ -45,8 +47,15 @@ def test_lambda_follows_the_papers_formula_from_zero_to_nearly_one() -> None:
     assert 0.999 < lambda_schedule(1.0) < 1.0
 
 
-def test_the_learning_rate_warms_up_to_its_peak_and_decays_towards_zero() -> None:
-    rates = [learning_rate(i / 100, 2e-3) for i in range(101)]
+def test_the_papers_learning_rate_falls_from_mu_0_by_its_formula() -> None:
+    for p in (0.0, 0.1, 0.5, 1.0):
+        assert annealed(p, 0.01) == pytest.approx(0.01 / (1 + 10 * p) ** 0.75)
+        assert annealed(p, 0.02) == 2 * annealed(p, 0.01)
+    assert annealed(0.0, 0.01) == 0.01
+
+
+def test_our_learning_rate_warms_up_to_its_peak_and_decays_towards_zero() -> None:
+    rates = [one_cycle(i / 100, 2e-3) for i in range(101)]
     assert max(rates) == pytest.approx(2e-3)
     assert rates.index(max(rates)) == 10
     assert rates[10:] == sorted(rates[10:], reverse=True)
@@ -88,10 +97,11 @@ def test_the_small_network_takes_other_image_sizes_and_the_published_one_refuses
         DANN(10, "published", 32)
 
 
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_the_domain_classifier_sends_a_gradient_to_every_layer_of_the_features(arch: str) -> None:
+def test_the_domain_classifier_sends_a_gradient_to_every_layer_of_the_features(arch: str, norm: str) -> None:
     """A domain classifier that is constant gives a gradient of exactly zero."""
-    net = build(arch)
+    net = build(arch, norm=norm)
     d_hat = net.domain_classifier(reverse_gradient(net.features(images(32)), 1.0))
     nn.functional.cross_entropy(d_hat, torch.arange(2).repeat_interleave(16)).backward()
     used = {name: p.grad for name, p in net.feature_extractor.named_parameters() if not name.endswith("bias")}
@@ -141,6 +151,25 @@ def test_prediction_uses_the_statistics_of_the_domain_it_is_asked_for(predict_as
     with torch.no_grad():
         assert torch.equal(net(images()), net(images(), predict_as))
         assert not torch.equal(net(images()), net(images(), 1 - predict_as))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_an_ordinary_batchnorm_normalises_both_domains_as_one_batch_and_predicts_both_alike(arch: str) -> None:
+    net, together = build(arch, norm="shared"), build(arch, norm="shared")
+    x_s, x_t = images(), images(8) // 3
+    torch.manual_seed(1)
+    f_s, f_t = net.features_of_both(x_s, x_t)
+    torch.manual_seed(1)
+    f = together.feature_extractor(together.preprocess(torch.cat([x_s, x_t])))
+    assert torch.equal(torch.cat([f_s, f_t]), f)
+    assert (len(f_s), len(f_t)) == (16, 8)
+    kept = dict(net.named_buffers())
+    assert kept.keys() == dict(together.named_buffers()).keys()
+    assert not any(part in ("source", "target") for name in kept for part in name.split("."))
+    assert all(torch.equal(value, kept[name]) for name, value in together.named_buffers())
+    net.eval()
+    with torch.no_grad():
+        assert torch.equal(net(x_s, SOURCE), net(x_s, TARGET))
 
 
 def layers(net: nn.Module) -> list[DomainBatchNorm2d]:

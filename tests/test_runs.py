@@ -26,6 +26,7 @@ import export
 import inference
 import runs
 import train
+from model import ARCHITECTURES, DANN
 from runs import (
     NUMBER,
     RunLog,
@@ -237,6 +238,25 @@ def test_a_file_of_the_old_format_predicts_the_same_and_is_read_under_the_names_
         assert torch.equal(nets[0](images, domain), nets[1](images, domain))
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_file_of_recipe_paper_keeps_its_name_and_predicts_the_same_with_its_one_batchnorm(
+    arch: str, dann_run: Path, tmp_path: Path
+) -> None:
+    """The format decides: in the first one `paper` was the name of `tuned`, see above."""
+    good, net = load_checkpoint(dann_run / "last.pt"), DANN(10, arch, norm="shared").train()
+    images = torch.randint(0, 256, (8, 3, 28, 28), dtype=torch.uint8)
+    net.features_of_both(images, images // 2)  # statistics that are not the initial ones
+    save_checkpoint(
+        tmp_path / "x.pt",
+        {**good, "model": net.state_dict(), "model_args": net.arguments, "args": {**good["args"], "recipe": "paper"}},
+    )
+    found = load_checkpoint(tmp_path / "x.pt")
+    assert found["args"] == {**good["args"], "recipe": "paper"}
+    again, _ = build_network(tmp_path, found, CPU)
+    for domain in (0, 1):
+        assert torch.equal(again(images, domain), net.eval()(images))
+
+
 def saved(content: Any) -> bytes:
     box = io.BytesIO()
     torch.save(content, box)
@@ -296,6 +316,8 @@ CHECKPOINTS: dict[str, tuple[Made, str]] = {
     "an unknown argument": (lambda good: {"model_args": {**good["model_args"], "depth": 3}}, "depth"),
     "a size that is no whole number": (lambda good: {"model_args": {**good["model_args"], "size": 28.0}}, "size"),
     "images that would fill the memory": (lambda good: {"model_args": {**good["model_args"], "size": 10**6}}, "size"),
+    "another BatchNorm": (lambda good: {"model_args": {**good["model_args"], "norm": "shared"}}, "names of weights"),
+    "an unknown BatchNorm": (lambda good: {"model_args": {**good["model_args"], "norm": ["x"]}}, "'x'"),
     "predicts as no domain": (lambda good: {"model_args": {**good["model_args"], "predict_as": 2}}, "domain"),
     "a network that would fill the memory": (
         lambda good: {"model_args": {**good["model_args"], "num_classes": 10**9}},

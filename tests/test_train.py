@@ -33,10 +33,10 @@ from torch import Tensor
 
 import inference
 import train
-from config import MODES, RECIPES, Settings, read_settings
+from config import MODES, RECIPES, Recipe, Settings, read_settings
 from dataset import Batches, list_split
 from metrics import SCORES, answers, domain_distance
-from model import DANN, SOURCE, TARGET, lambda_schedule, learning_rate
+from model import DANN, SOURCE, TARGET, lambda_schedule, one_cycle
 from runs import Run, build_network, load_checkpoint, locked, read_metrics
 from utils import UserError, seed_step
 
@@ -94,40 +94,59 @@ def test_adaptation_does_no_harm_where_the_targets_class_priors_are_others(demo_
 # The step
 
 
-def test_a_run_is_the_algorithm_of_the_paper(small_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "arch", "flags"),
+    [
+        ("paper", "small", ()),
+        ("paper", "published", ()),
+        ("tuned", "small", ("--lambda_max", "2", "--without", "priors", "confusion")),
+    ],
+)
+def test_a_run_is_the_algorithm_of_the_paper(
+    recipe: str, arch: str, flags: tuple[str, ...], small_data: Path, tmp_path: Path
+) -> None:
     """Four steps by hand, without the reversal: theta_f follows dL_y - lambda_p dL_d, theta_d follows dL_d.
 
     `zero_grad` missing in the adversarial step, progress that is 1 from the start, domains that share BatchNorm's
-    statistics and an optimizer over the wrong parameters, faults of public code, each give other weights.
+    statistics by accident and an optimizer over the wrong parameters, faults of public code, each give other weights.
+    Recipe `paper`: SGD with momentum 0.9 and mu_p, L_d the sum of a mean per domain, both domains in one batch;
+    `tuned`: AdamW, half of that L_d, domains apart.
     """
-    more = ("--max_steps", "4", "--lambda_max", "2", "--without", "priors", "confusion")
+    paper = recipe == "paper"
+    more = ("--recipe", recipe, "--arch", arch, "--max_steps", "4", *flags)
     data = train.load_data(settings(small_data))
     assert data.unlabelled is not None
     batch_s, batch_t = Batches(data.labelled, 16, 0, SOURCE, CPU), Batches(data.unlabelled, 16, 0, TARGET, CPU)
     seed_step(0, -1)
-    net = DANN().train()
+    net = DANN(10, arch, norm="shared" if paper else "domain").train()
+    start = {name: value.clone() for name, value in net.state_dict().items()}
     theta_f, theta_y, theta_d = (
         list(part.parameters()) for part in (net.feature_extractor, net.label_classifier, net.domain_classifier)
     )
-    optimizer = torch.optim.AdamW([*theta_f, *theta_y, *theta_d], weight_decay=0.01)
+    every = [*theta_f, *theta_y, *theta_d]
+    optimizer = torch.optim.SGD(every, momentum=0.9) if paper else torch.optim.AdamW(every, weight_decay=0.01)
     for step in range(4):
         seed_step(0, step)
         (x_s, y_s), (x_t, _) = batch_s(step), batch_t(step)
         assert y_s is not None
-        f_s, f_t = net.features(x_s, SOURCE), net.features(x_t, TARGET)
+        if paper:
+            f_s, f_t = net.feature_extractor(net.preprocess(torch.cat([x_s, x_t]))).split(16)
+        else:
+            f_s, f_t = net.features(x_s, SOURCE), net.features(x_t, TARGET)
         L_y = F.cross_entropy(net.label_classifier(f_s), y_s)
-        L_d = F.cross_entropy(net.domain_classifier(torch.cat([f_s, f_t])), torch.arange(2).repeat_interleave(16))
+        of_s, of_t = net.domain_classifier(torch.cat([f_s, f_t])).log_softmax(1).split(16)
+        L_d = -(of_s[:, 0].mean() + of_t[:, 1].mean()) / (1 if paper else 2)
         of_y = torch.autograd.grad(L_y, [*theta_f, *theta_y], retain_graph=True)
         of_d = torch.autograd.grad(L_d, [*theta_f, *theta_d])
         for theta, d_y, d_d in zip(theta_f, of_y, of_d, strict=False):
-            theta.grad = d_y - 2 * lambda_schedule(step / 4) * d_d
+            theta.grad = d_y - (1 if paper else 2) * lambda_schedule(step / 4) * d_d
         for theta, gradient in zip([*theta_y, *theta_d], of_y[len(theta_f) :] + of_d[len(theta_f) :], strict=True):
             theta.grad = gradient
-        optimizer.param_groups[0]["lr"] = learning_rate(step / 4, RECIPES["tuned"].lr)
+        mu_p = 0.01 / (1 + 10 * step / 4) ** 0.75
+        optimizer.param_groups[0]["lr"] = mu_p if paper else one_cycle(step / 4, RECIPES["tuned"].lr)
         optimizer.step()
     found = weights(quick_run(small_data, tmp_path, "dann", "usps", *more))
-    seed_step(0, -1)
-    start, by_hand = DANN().state_dict(), net.state_dict()
+    by_hand = net.state_dict()
     for part in ("feature_extractor", "label_classifier", "domain_classifier"):
         names = [name for name, _ in net.named_parameters() if name.startswith(part)]
         moved, wanted = (torch.cat([(to[n] - start[n]).flatten() for n in names]) for to in (found, by_hand))
@@ -137,10 +156,11 @@ def test_a_run_is_the_algorithm_of_the_paper(small_data: Path, tmp_path: Path) -
         torch.testing.assert_close(found[name], value, atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("mode", MODES)
-def test_the_optimizer_holds_exactly_the_parameters_that_the_mode_trains(mode: str) -> None:
-    net = DANN()
-    optimizer = train.build_optimizer(net, mode, 1e-3, 0.01)
+def test_the_optimizer_holds_exactly_the_parameters_that_the_mode_trains(mode: str, recipe: Recipe) -> None:
+    net = DANN(norm=recipe.norm)
+    optimizer = train.build_optimizer(net, mode, recipe)
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     wanted = [id(p) for name, p in net.named_parameters() if mode == "dann" or not name.startswith("domain_classifier")]
     assert sorted(held) == sorted(wanted)
@@ -185,16 +205,22 @@ def test_without_a_part_a_run_goes_another_way(
     assert (outcome["class_priors"] is None) == (part == "priors" or recipe == "strong")
 
 
-def test_lambda_follows_the_real_progress_whatever_the_domains_sizes(small_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["tuned", "paper"])
+def test_lambda_and_learning_rate_follow_the_real_progress_whatever_the_domains_sizes(
+    recipe: str, small_data: Path, tmp_path: Path
+) -> None:
     """Progress computed as total/total, or with another loader's length, are faults of public code."""
     (tmp_path / "mnistm").symlink_to(small_data / "mnistm")
     write_domain(tmp_path / "usps", {"train": 130, "val": 20})
-    more = ("--max_steps", "10", "--val_period", "1", "--lambda_max", "3")
+    more = ("--max_steps", "10", "--val_period", "1", "--lambda_max", "3", "--recipe", recipe)
     lines = read_metrics(
         Path(quick_run(tmp_path, tmp_path / "runs", "dann", "usps", *more)["folder"]) / "metrics.jsonl"
     )
     assert [line["step"] for line in lines] == list(range(1, 11))
     assert [line["lambda"] for line in lines] == pytest.approx([3 * lambda_schedule(step / 10) for step in range(10)])
+    mu_p = [0.01 / (1 + step) ** 0.75 for step in range(10)]
+    by_recipe = {"paper": mu_p, "tuned": [one_cycle(step / 10, RECIPES["tuned"].lr) for step in range(10)]}
+    assert [line["lr"] for line in lines] == pytest.approx(by_recipe[recipe])
 
 
 def test_a_domain_smaller_than_a_batch_and_an_odd_rest_train(tmp_path: Path) -> None:
@@ -233,10 +259,16 @@ def strong_run(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     )
 
 
+@pytest.fixture(scope="module")
+def paper_run(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of a short dann run with recipe paper on `small_data`. Read only."""
+    return Path(quick_run(small_data, tmp_path_factory.mktemp("paper"), "dann", "usps", "--recipe", "paper")["folder"])
+
+
 @pytest.fixture
-def reference(request: pytest.FixtureRequest, dann_run: Path, strong_run: Path) -> tuple[str, Path]:
+def reference(request: pytest.FixtureRequest, dann_run: Path, strong_run: Path, paper_run: Path) -> tuple[str, Path]:
     """A recipe and the folder of its run of dann on `small_data`."""
-    return request.param, {"tuned": dann_run, "strong": strong_run}[request.param]
+    return request.param, {"tuned": dann_run, "strong": strong_run, "paper": paper_run}[request.param]
 
 
 def change_csv(file: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
@@ -294,6 +326,28 @@ def test_target_mode_needs_no_source(small_data: Path, tmp_path: Path) -> None:
     outcome = quick_run(tmp_path, tmp_path / "runs", "target")
     assert outcome["source_val_accuracy"] is None
     assert outcome["target_val_accuracy"] is not None
+
+
+@pytest.mark.parametrize("recipe", ["tuned", "paper"])
+def test_target_with_source_learns_from_the_labels_of_both_and_measures_both(
+    recipe: str, small_data: Path, tmp_path: Path
+) -> None:
+    more = ("--with_source", "--recipe", recipe)
+    whole = quick_run(small_data, tmp_path / "whole", "target", "usps", *more)
+    assert None not in (whole["source_val_accuracy"], whole["target_val_accuracy"])
+    assert (whole["images"]["labelled_train"], whole["images"]["labelled_target_train"]) == (40, 40)
+    assert (whole["losses"]["L_d"], whole["losses"]["L_u"]) == (None, None)
+    assert whole["args"]["with_source"]
+    checkpoint = load_checkpoint(Path(whole["folder"]) / "last.pt")
+    assert checkpoint["model_args"]["predict_as"] == TARGET
+    untouched = DANN(norm=RECIPES[recipe].norm).state_dict()
+    statistics = [name for name in untouched if name.endswith("running_mean") and "feature_extractor" in name]
+    assert not any(torch.equal(checkpoint["model"][name], untouched[name]) for name in statistics)  # of either domain
+    for domain in ("mnistm", "usps"):
+        root = shutil.copytree(small_data, tmp_path / domain)
+        change_csv(root / domain / "train.csv", permuted)
+        other = quick_run(root, tmp_path / domain / "runs", "target", "usps", *more)
+        assert not same_tensors(weights(other), weights(whole))
 
 
 @pytest.mark.parametrize(
@@ -357,6 +411,19 @@ def refuse_foreign_class_folder(root: Path) -> tuple[str, ...]:
     return "scans", "'Ash'"
 
 
+@pytest.mark.parametrize(("target", "named"), [("svhn", "svhn/train.csv has no labels"), ("usps", "'11'")])
+def test_with_the_source_a_target_needs_labels_of_the_sources_classes(
+    target: str, named: str, small_data: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(small_data, tmp_path / "data")
+    change_csv(root / "usps" / "train.csv", lambda table: table.assign(label="11"))
+    arguments = ["--data_root", root, "--train_mode", "target", "--with_source", "--target_file", target]
+    code, _, errors = ended(train, *arguments, "--save_dir", tmp_path / "runs")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert named in errors
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("spoil", [refuse_unlabelled_source, refuse_foreign_label, refuse_foreign_class_folder])
 def test_labels_that_cannot_be_trained_on_are_refused_before_a_folder_is_made(
     spoil: Callable[[Path], tuple[str, str]], small_data: Path, tmp_path: Path
@@ -414,21 +481,23 @@ def test_what_a_run_is_held_against_leaves_its_weights_alone(
     assert same_tensors(weights(other), weights(dann_run))
 
 
+@pytest.mark.parametrize("reference", ["tuned", "paper"], indirect=True)
 def test_the_reported_accuracy_is_that_of_the_checkpoint_on_val(
-    dann_run: Path, small_data: Path, tmp_path: Path
+    reference: tuple[str, Path], small_data: Path, tmp_path: Path
 ) -> None:
     """Other preprocessing in prediction, and an accuracy that is parsed from a file name, are faults of public code."""
+    _, folder = reference
     listing = list_split(small_data, "usps", "val", True)
     assert listing is not None
     assert listing.labels is not None
     (tmp_path / "val").mkdir()
     for path in listing.paths:
         shutil.copy(path, tmp_path / "val")
-    renamed = Path(shutil.copy(dann_run / "last.pt", tmp_path / "ep9_usps_acc=0.99999.pt"))
+    renamed = Path(shutil.copy(folder / "last.pt", tmp_path / "ep9_usps_acc=0.99999.pt"))
     inference.main(["--checkpoint", str(renamed), "--test_loc", str(tmp_path / "val"), "--out_path", str(tmp_path)])
     predicted = pd.read_csv(tmp_path / "pred.csv", dtype=str)["label"].tolist()
     share = np.mean([a == b for a, b in zip(predicted, listing.labels, strict=True)])
-    assert json.loads((dann_run / "result.json").read_text())["target_val_accuracy"] == pytest.approx(share)
+    assert json.loads((folder / "result.json").read_text())["target_val_accuracy"] == pytest.approx(share)
     assert load_checkpoint(renamed)["metrics"]["target_val_accuracy"] == pytest.approx(share)
 
 
@@ -443,7 +512,8 @@ def measured(folder: Path) -> dict[int, dict[str, Any]]:
     return {line["step"]: {name: value for name, value in line.items() if name not in CLOCK} for line in lines}
 
 
-CASES = [(mode, recipe, "small") for mode in MODES for recipe in RECIPES] + [("dann", "tuned", "published")]
+CASES = [(mode, recipe, "small") for mode in MODES for recipe in RECIPES]
+CASES += [("dann", "tuned", "published"), ("dann", "paper", "published"), ("target --with_source", "strong", "small")]
 
 
 @pytest.mark.parametrize(("mode", "recipe", "arch"), CASES)
@@ -451,7 +521,7 @@ def test_loader_threads_and_an_interrupt_change_neither_weights_nor_metrics(
     mode: str, recipe: str, arch: str, small_data: Path, tmp_path: Path
 ) -> None:
     """Twice the same run: once in one piece, once with other threads and cut by Ctrl-C at step 8 of 12."""
-    arguments = ["--data_root", small_data, "--train_mode", mode, "--target_file", "usps", "--recipe", recipe]
+    arguments = ["--data_root", small_data, "--train_mode", *mode.split(), "--target_file", "usps", "--recipe", recipe]
     arguments += ["--arch", arch, *QUICK, "--val_period", "4", "--run_name", "run", "--save_dir"]
     whole, cut = (tmp_path / name / "run" for name in ("whole", "cut"))
     assert ended(train, *arguments, whole.parent, "--num_workers", 0)[0] == 0

@@ -46,15 +46,17 @@ def test_the_same_seed_gives_the_same_coordinates(dann_run: Path, small_data: Pa
     assert (tmp_path / "a" / "latent.csv").read_bytes() == (tmp_path / "b" / "latent.csv").read_bytes()
 
 
+@pytest.mark.parametrize("with_source", [False, True])
 def test_a_target_run_is_drawn_with_the_statistics_it_learnt(
-    small_data: Path, tmp_path: Path, no_figures: None
+    with_source: bool, small_data: Path, tmp_path: Path, no_figures: None
 ) -> None:
-    """It never saw the source: the source's own BatchNorm statistics are untrained and would make noise of it."""
-    more = ["--max_steps", "60", "--val_period", "60"]
+    """Alone it never saw the source, whose BatchNorm statistics are untrained and would make noise of it."""
+    more = ["--max_steps", "60", "--val_period", "60", *["--with_source"] * with_source]
     run = quick_run(small_data, tmp_path, "target", "usps", *more)
     outcome, _ = drawn(run["folder"], small_data, tmp_path / "x")
     assert outcome["accuracy"]["usps"] == run["target_val_accuracy"]
     assert outcome["accuracy"]["mnistm"] > 0.9  # the test domains look alike
+    assert outcome["accuracy"]["mnistm"] == run["source_val_accuracy"] or not with_source
 
 
 def test_a_target_without_labels_may_lie_in_subfolders_and_beside_them(tmp_path: Path, no_figures: None) -> None:

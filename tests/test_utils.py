@@ -193,12 +193,17 @@ def train_by_two(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_reach_the_accuracy_of_one(demo_data: Path, tmp_path: Path) -> None:
-    more = ["--max_steps", "100", "--batch_size", "32"]
+@pytest.mark.parametrize(
+    ("mode", "flags"), [("dann", ()), ("dann", ("--recipe", "paper")), ("target", ("--with_source",))]
+)
+def test_two_processes_reach_the_accuracy_of_one(
+    mode: str, flags: tuple[str, ...], demo_data: Path, tmp_path: Path
+) -> None:
+    more = ["--train_mode", mode, "--max_steps", "100", "--batch_size", "32", *flags]
     done = train_by_two("--data_root", str(demo_data), "--save_dir", str(tmp_path / "two"), "--run_name", "x", *more)
     assert done.returncode == 0, done.stderr
     assert [file.name for file in (tmp_path / "two").iterdir()] == ["x"]  # rank 1 made no folder of its own
-    one, two = quick_run(demo_data, tmp_path, "dann", "usps", *more), read_json(tmp_path / "two" / "x" / "result.json")
+    one, two = quick_run(demo_data, tmp_path, mode, "usps", *more), read_json(tmp_path / "two" / "x" / "result.json")
     assert two["processes"] == 2
     for name in ("target_val_accuracy", "source_val_accuracy"):
         assert two[name] == pytest.approx(one[name], abs=0.12)
