@@ -187,19 +187,6 @@ def listed(root: Path, domain: str, split: str, classes: list[str] | None, forei
     return found if found and found.labels is not None else None
 
 
-def read_split(
-    settings: Settings, domain: str, split: str, classes: list[str] | None, limit: int | None = None
-) -> Domain | None:
-    """A split of a domain in memory, or some `limit` of its images; None and labels as in `listed`."""
-    foreign = settings.train_mode != "target" and domain != settings.source_file
-    found = listed(settings.data_root, domain, split, classes, foreign)
-    if found is None:
-        return None
-    if limit:
-        found = found.of(some_rows(len(found.names), limit))
-    return read_domain(found, classes, settings.size, settings.num_workers, f"read {domain} {split}")
-
-
 def load_data(settings: Settings) -> Data:
     """Read the images that the mode needs, and no label that it must not see; UserError for what is missing."""
     mode, source, target = settings.train_mode, settings.source_file, settings.target_file
@@ -209,11 +196,6 @@ def load_data(settings: Settings) -> Data:
         and domain_folder(settings.data_root, source).samefile(domain_folder(settings.data_root, target))
     ):
         raise UserError(f"--source_file {source} and --target_file {target} are one folder; dann needs two domains.")
-    if settings.eval_split == "test" and target:
-        test = list_split(settings.data_root, target, "test", with_labels=False)
-        if test is None or not may_have_labels(test):
-            place = settings.data_root / target / "test.csv"
-            raise UserError(f"--eval_split test needs a labelled {place}; use --eval_split val.")
     labelled_name = source if mode != "target" or target is None else target
     listing = list_split(settings.data_root, labelled_name, "train", with_labels=True)
     assert listing is not None  # `train` exists or list_split has refused
@@ -226,6 +208,11 @@ def load_data(settings: Settings) -> Data:
     if len(classes) < 2:
         raise UserError(f"{listing.origin} has the single class {classes[0]!r}; a classifier needs two or more.")
 
+    if settings.eval_split == "test" and target:
+        test = list_split(settings.data_root, target, "test", with_labels=False)
+        if test is None or not may_have_labels(test):
+            place = settings.data_root / target / "test.csv"
+            raise UserError(f"--eval_split test needs a labelled {place}; use --eval_split val.")
     read = partial(read_split, settings)
     labelled = read_domain(listing, classes, settings.size, settings.num_workers, f"read {labelled_name} train")
     unlabelled = read(target, "train", None) if mode == "dann" and target else None
@@ -241,6 +228,19 @@ def load_data(settings: Settings) -> Data:
         where = settings.data_root / domain / "val.csv" if domain else "val.csv of a --target_file"
         raise UserError(f"--select {settings.select} needs a labelled {where}; use --select last.")
     return Data(classes, labelled, unlabelled, source_val, target_val, sample)
+
+
+def read_split(
+    settings: Settings, domain: str, split: str, classes: list[str] | None, limit: int | None = None
+) -> Domain | None:
+    """A split of a domain in memory, or some `limit` of its images; None and labels as in `listed`."""
+    foreign = settings.train_mode != "target" and domain != settings.source_file
+    found = listed(settings.data_root, domain, split, classes, foreign)
+    if found is None:
+        return None
+    if limit:
+        found = found.of(some_rows(len(found.names), limit))
+    return read_domain(found, classes, settings.size, settings.num_workers, f"read {domain} {split}")
 
 
 # Network
