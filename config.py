@@ -13,6 +13,7 @@ from utils import DEVICES, PRECISIONS, SEED, Parser, UserError, bounded, user_pa
 
 MODES = ("source", "dann", "target")
 VIEWS = ("digits", "photos")
+EVAL_SPLITS = ("val", "test")
 SELECTIONS = ("last", "source_val", "target_val")
 
 
@@ -82,6 +83,7 @@ class Settings:
     resume: bool
     val_period: int | None
     select: str
+    eval_split: str
     topk: int
     tensorboard: bool
     values: Recipe  # the recipe's, with what flags put in their place, and the parts that this run has
@@ -259,6 +261,13 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "step (default), the best on source val, or, by target labels, on target val",
     )
     run.add_argument(
+        "--eval_split",
+        choices=EVAL_SPLITS,
+        default="val",
+        help="split of the target that the reported accuracy is of: val, measured at each validation (default), or "
+        "test, measured once at the end and read by nothing else",
+    )
+    run.add_argument(
         "--topk",
         type=bounded(int, 0, 1000),
         metavar="K",
@@ -287,6 +296,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         raise UserError(f"--topk 0 keeps no checkpoint for --select {args.select} to choose; use --topk 1 or more.")
     if args.select == "source_val" and args.train_mode == "target" and not args.with_source:
         raise UserError("--select source_val needs a source, which --train_mode target does not read; use last.")
+    refuse_test(args)
     if args.tensorboard:
         summary_writer()  # refused here where the package is missing
     target = (args.target_file or "none").replace("/", "-")
@@ -318,6 +328,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         resume=args.resume,
         val_period=args.val_period,
         select=args.select,
+        eval_split=args.eval_split,
         topk=topk,
         tensorboard=args.tensorboard,
         values=replace(
@@ -342,6 +353,16 @@ def refuse_domains(mode: str, source: str, target: str | None, with_source: bool
     both = mode == "dann" or with_source
     if both and target is not None and os.path.normpath(target) == os.path.normpath(source):
         raise UserError(f"--source_file and --target_file are both {source}; the run needs two domains.")
+
+
+def refuse_test(args: argparse.Namespace) -> None:
+    """UserError where --eval_split test has no target, or is of a checkpoint that target labels chose."""
+    if args.eval_split == "test" and args.target_file is None:
+        raise UserError("--eval_split test measures on a target; name one with --target_file.")
+    if args.eval_split == "test" and args.select == "target_val":
+        raise UserError(
+            "--eval_split test is no number of a checkpoint chosen by target labels; leave out --select target_val."
+        )
 
 
 def refuse_recipe(args: argparse.Namespace, has: frozenset[str], parts: frozenset[str]) -> None:

@@ -361,7 +361,10 @@ def list_split(data_root: Path, domain: str, split: str, with_labels: bool) -> L
         return list_folder(splits[split], with_labels, in_split=True)
     if split != "train":
         if split == "val" and with_labels and ("test" in splits or split_csv(folder, "test")):
-            note(f"{folder} has a test and no val: nothing is measured on it; rename test to val to measure on that.")
+            note(
+                f"{folder} has a test and no val: no validation measures on it; rename test to val to do so (train.py "
+                "--eval_split test measures on a target's test, once at the end)."
+            )
         return None
     alone = [inside.name for inside in subfolders(folder)] == ["data"]
     home = folder / "data" if (folder / "data").is_dir() and (alone or has_list(folder)) else top
@@ -437,6 +440,13 @@ def list_csv(csv: Path, with_labels: bool, find: bool = True) -> Listing:
             )
     paths = resolve_images(csv, lines, names) if find else [csv.parent / name for name in names]
     return without_repeats(Listing(csv, names, paths, labels, lines))
+
+
+def may_have_labels(listing: Listing) -> bool:
+    """Whether a listing made without labels has a column of them, or folders; none is read."""
+    if listing.rows is None:
+        return any("/" in name for name in listing.names)
+    return "label" in read_table(listing.origin, [])[0]
 
 
 def read_text(path: Path) -> str:

@@ -21,9 +21,10 @@ the real MNIST-M, USPS and SVHN.
 import argparse
 import shlex
 import time
+from functools import partial
 from pathlib import Path
 
-from data_tools.archives import NEEDED, pooled, prepare
+from data_tools.archives import NEEDED, mnist, pooled, prepare
 from data_tools.archives import __doc__ as digits_doc
 from data_tools.demo import MAKERS, VERSION, build_domain, standing
 from data_tools.sample import sampled
@@ -56,18 +57,18 @@ def run_digits(args: argparse.Namespace) -> dict:
     """Make the real domains that are not there yet."""
     if args.sample and args.seed is not None:
         raise UserError("--sample has a split of its own; leave out --seed.")
-    settings = {"sample": True} if args.sample else {"seed": args.seed or 0}
     domains = list(args.only or NEEDED)
-    sources = {domain: sampled(domain) if args.sample else pooled(domain, args.seed or 0) for domain in domains}
+    source_of = sampled if args.sample else partial(pooled, seed=args.seed or 0)
+    sources = {domain: mnist() if domain == "mnist" else source_of(domain) for domain in domains}
     made = {}
-    for domain, counts, doubt in prepare(args.out, args.raw, sources, settings):
+    for domain, counts, doubt in prepare(args.out, args.raw, sources):
         made[domain] = counts
         print(f"{domain}: " + ", ".join(f"{count} {split}" for split, count in counts.items()), flush=True)
         if doubt:
             print(f"warning: {doubt}", flush=True)
     for domain in [domain for domain in domains if domain not in made]:
         print(f"{domain}: is there already")
-    return {"out": str(args.out), **settings, "domains": made}
+    return {"out": str(args.out), "domains": made}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -82,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=run_demo)
 
     digits = commands.add_parser("digits", help="the real digits, from their public archives", description=digits_doc)
-    digits.add_argument("--out", type=user_path, required=True, help="folder that gets mnistm/, svhn/ and usps/")
+    digits.add_argument("--out", type=user_path, required=True, help="folder that gets a folder of each domain")
     digits.add_argument("--raw", type=user_path, metavar="DIR", help="use the archives in this folder, download none")
     digits.add_argument(
         "--only",

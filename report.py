@@ -46,7 +46,7 @@ def read_result(run: Path) -> dict[str, Any]:
     file = run / "result.json"
     if not file.is_file():
         raise UserError(f"{run} has no result.json; name a finished run folder, or finish it with --resume.")
-    result = read_json(
+    result = {"target_test_accuracy": None} | read_json(
         file,
         target_val_accuracy=MAYBE,
         source_val_accuracy=MAYBE,
@@ -56,6 +56,7 @@ def read_result(run: Path) -> dict[str, Any]:
         checkpoint=str,
         args=dict,
     )
+    check_kinds(file, result, target_test_accuracy=MAYBE)
     check_kinds(f"{file} proxy_a_distance", result["proxy_a_distance"], trained=MAYBE)
     check_kinds(f"{file} args", result["args"], train_mode=str, target_file=(str, type(None)))
     return {**result, "args": modern_args(result["args"])}
@@ -83,12 +84,15 @@ def compare(runs: list[Path]) -> str:
     every = [result["args"] for result in results.values()]
     names = sorted(set().union(*every) - {"format", "run_name", "save_dir", "tensorboard", "num_workers"})
     differing = [name for name in names if len({str(args.get(name)) for args in every}) > 1]
-    rows = [["run", "target val", "source val", "proxy A-dist.", "seconds", "images/s", *differing]]
+    tested = [result["target_test_accuracy"] is not None for result in results.values()]
+    splits = ["val", "test"] if any(tested) else ["val"]
+    targets = [f"target {split}" for split in splits]
+    rows = [["run", *targets, "source val", "proxy A-dist.", "seconds", "images/s", *differing]]
     for name, result in results.items():
         rows.append(
             [
                 name,
-                shown(result["target_val_accuracy"]),
+                *(shown(result[f"target_{split}_accuracy"]) for split in splits),
                 shown(result["source_val_accuracy"]),
                 shown(result["proxy_a_distance"].get("trained"), 2),
                 f"{result['seconds']:.0f}",
@@ -97,10 +101,11 @@ def compare(runs: list[Path]) -> str:
             ]
         )
     text = align(rows)
-    by_mode = {result["args"]["train_mode"]: result["target_val_accuracy"] for result in results.values()}
+    split = "test" if all(tested) else "val"
+    by_mode = {result["args"]["train_mode"]: result[f"target_{split}_accuracy"] for result in results.values()}
     alike = set(differing) <= MAY_DIFFER
     if alike and len(results) == len(by_mode) and None not in [by_mode.get("source"), by_mode.get("dann")]:
-        text += f"\nadaptation gained {by_mode['dann'] - by_mode['source']:+.4f} on the target"
+        text += f"\nadaptation gained {by_mode['dann'] - by_mode['source']:+.4f} on the target's {split}"
         if by_mode.get("target"):
             text += f"; training on target labels would gain {by_mode['target'] - by_mode['source']:+.4f}"
     return text

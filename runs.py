@@ -430,6 +430,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def modern_args(args: dict[str, Any]) -> dict[str, Any]:
     """Arguments with the names of today: what format 1 called `paper` is `tuned`, without the parts of format 3."""
+    args = {"eval_split": "val", **args}
     if args.get("format") == FORMAT:
         return args
     recipe = "tuned" if args.get("recipe") == "paper" else args.get("recipe")

@@ -36,6 +36,7 @@ from dataset import (
     class_names,
     domain_folder,
     list_split,
+    may_have_labels,
     of_known_classes,
     read_domain,
     some_rows,
@@ -133,8 +134,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if run.step < run.total_steps or log is None:
             return stopped(run, settings, command, ranks)
         result = finish(run, data, settings, log, measured, command)
+    split = settings.eval_split
     print(
-        f"{settings.train_mode}: target val accuracy {shown(result['target_val_accuracy'], 5)}, "
+        f"{settings.train_mode}: target {split} accuracy {shown(result[f'target_{split}_accuracy'], 5)}, "
         f"source val accuracy {shown(result['source_val_accuracy'], 5)}, {result['seconds']:.0f} s\n{folder}"
     )
     return {**result, "folder": str(folder)}
@@ -217,14 +219,12 @@ def load_data(settings: Settings) -> Data:
     if len(classes) < 2:
         raise UserError(f"{listing.origin} has the single class {classes[0]!r}; a classifier needs two or more.")
 
-    def read(domain: str, split: str, names: list[str] | None, limit: int | None = None) -> Domain | None:
-        found = listed(settings.data_root, domain, split, names, foreign=domain not in (labelled_name, source))
-        if found is None:
-            return None
-        if limit:
-            found = found.of(some_rows(len(found.names), limit))
-        return read_domain(found, names, settings.size, settings.num_workers, f"read {domain} {split}")
-
+    if settings.eval_split == "test" and target:
+        test = list_split(settings.data_root, target, "test", with_labels=False)
+        if test is None or not may_have_labels(test):
+            place = settings.data_root / target / "test.csv"
+            raise UserError(f"--eval_split test needs a labelled {place}; use --eval_split val.")
+    read = partial(read_split, settings)
     labelled = read_domain(listing, classes, settings.size, settings.num_workers, f"read {labelled_name} train")
     unlabelled = read(target, "train", None) if mode == "dann" and target else None
     labelled_t = None
@@ -243,6 +243,19 @@ def load_data(settings: Settings) -> Data:
         where = settings.data_root / domain / "val.csv" if domain else "val.csv of a --target_file"
         raise UserError(f"--select {settings.select} needs a labelled {where}; use --select last.")
     return Data(classes, labelled, unlabelled, source_val, target_val, sample, labelled_t)
+
+
+def read_split(
+    settings: Settings, domain: str, split: str, classes: list[str] | None, limit: int | None = None
+) -> Domain | None:
+    """A split of a domain in memory, or some `limit` of its images; None and labels as in `listed`."""
+    foreign = settings.train_mode != "target" and domain != settings.source_file
+    found = listed(settings.data_root, domain, split, classes, foreign)
+    if found is None:
+        return None
+    if limit:
+        found = found.of(some_rows(len(found.names), limit))
+    return read_domain(found, classes, settings.size, settings.num_workers, f"read {domain} {split}")
 
 
 # Network
@@ -474,6 +487,7 @@ def finish(
     if measured is None or measured.step != selected["step"]:  # else the last validation was of these weights
         run.predictor.load_state_dict(selected["model"])
         measured = measure(run, data)
+    test = on_test(run, data, settings)
     metrics = selected["metrics"]
     after = domain_distance(measured.source_val, measured.target)
     draw_curves({run.folder.name: log.lines}, run.folder / "curves.png")
@@ -482,14 +496,11 @@ def finish(
     compared = against_source_only(run, data, settings, measured)
     priors = class_priors(run, data, metrics.get("target_priors"))
     warnings = doubts(lines, settings.values.parts, len(data.classes), measured, (run.distance_before, after), compared)
-    print(*(f"warning: {sentence}\n" for sentence in warnings), sep="", end="")
-    if priors:
-        print(priors_in_words(priors))
-    if "augmentation" in settings.values.parts:
-        print(f"random views: {run.args['views']}")
+    say(warnings, priors, run.args["views"] if "augmentation" in settings.values.parts else None)
     predicting = (*run.net.feature_extractor.parameters(), *run.net.label_classifier.parameters())
     result = {
         "target_val_accuracy": metrics["target_val_accuracy"],
+        "target_test_accuracy": test.accuracy if test else None,
         "source_val_accuracy": metrics["source_val_accuracy"],
         "scores": {name: metrics.get(name) for name in (*SCORES, *PSEUDO_LABEL_MEASURES)},
         "losses": {name: metrics.get(name) for name in LOGGED},
@@ -504,7 +515,7 @@ def finish(
         "select": settings.select,
         "selected_step": selected["step"],
         "checkpoint": name,
-        "images": data.sizes(),
+        "images": {**data.sizes(), "target_test": len(test.probabilities) if test else None},
         "parameters": sum(parameter.numel() for parameter in predicting),
         "command": command,
         "args": {name: value for name, value in run.args.items() if name != "classes"},
@@ -515,6 +526,28 @@ def finish(
     }
     write_json(run.folder / "result.json", result)
     return result
+
+
+def on_test(run: Run, data: Data, settings: Settings) -> Answers | None:
+    """Answers on the target's test split with --eval_split test; its labels are read here, when all is chosen."""
+    if settings.eval_split != "test" or settings.target_file is None:
+        return None
+    try:
+        test = read_split(settings, settings.target_file, "test", data.classes)
+        if test is None:
+            raise UserError(f"the test of {settings.data_root / settings.target_file} has no label of a class")
+    except UserError as error:
+        raise UserError(f"{str(error).rstrip('.')}; the training is done, and --resume finishes it.") from error
+    return answers(run.predictor, test)
+
+
+def say(warnings: list[str], priors: dict[str, dict[str, Any]] | None, kind: str | None) -> None:
+    """Print the warnings, the class priors, and the kind of random views, as far as there are any."""
+    print(*(f"warning: {sentence}\n" for sentence in warnings), sep="", end="")
+    if priors:
+        print(priors_in_words(priors))
+    if kind:
+        print(f"random views: {kind}")
 
 
 def doubts(
@@ -597,7 +630,7 @@ def priors_in_words(priors: dict[str, dict[str, Any]], most: int = 5) -> str:
 
 
 def draw_answers(folder: Path, names: tuple[str | None, str], data: Data, measured: Measured) -> None:
-    """Draw confusion.png and mistakes.png of the target's val set, or of the source's in a run without a target.
+    """Draw confusion.png and mistakes.png of the target's val set, or of the source's where that has no labels.
 
     names: of target and source.
     """

@@ -48,6 +48,7 @@ OTHER = {  # a value of each flag that is not the default
     "resume": None,
     "val_period": "9",
     "select": "source_val",
+    "eval_split": "test",
     "topk": "3",
     "tensorboard": None,
 }
@@ -180,6 +181,8 @@ def test_several_processes_share_a_batch_that_can_be_split() -> None:
         ("--arch published --recipe strong", "--recipe"),
         ("--select target_val --topk 0", "--topk"),
         ("--train_mode target --select source_val", "--select"),
+        ("--eval_split test --select target_val", "--eval_split"),
+        ("--eval_split train", "--eval_split"),
         ("--without teacher", "--without"),
         ("--recipe strong --without confusion", "--without"),
         ("--views photos", "--views"),

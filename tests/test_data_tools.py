@@ -1,5 +1,6 @@
 """prepare_data.py: the demo, the public archives (small files in their formats), the rows behind the README's table."""
 
+import base64
 import bz2
 import gzip
 import hashlib
@@ -8,6 +9,7 @@ import os
 import shutil
 import tarfile
 import threading
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +29,7 @@ from data_tools.archives import Archive, download, split_rows
 from utils import UserError
 
 DOMAINS = ("mnistm", "svhn", "usps")
+GREY = ("mnist", "usps")
 COUNT = 30  # images in each archive of these tests
 
 
@@ -224,7 +227,10 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in (archives, sample):
         monkeypatch.setattr(module, "SVHN", svhn)
         monkeypatch.setattr(module, "USPS", usps)
-    monkeypatch.setattr(archives, "NEEDED", {"mnistm": [*mnist, archives.BSDS500], "svhn": svhn, "usps": usps})
+    monkeypatch.setattr(archives, "MNIST_TRAIN", COUNT)
+    monkeypatch.setattr(
+        archives, "NEEDED", {"mnist": mnist, "mnistm": [*mnist, archives.BSDS500], "svhn": svhn, "usps": usps}
+    )
     split_list = {known.name.split("_")[0]: [known.address, known.name, known.md5] for known in svhn}
     monkeypatch.setattr(datasets.SVHN, "split_list", split_list)
     monkeypatch.setattr(sample, "MNISTM", written(sample.MNISTM, released_mnistm(2 * COUNT)[0]))
@@ -234,17 +240,39 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_archive_becomes_a_domain_of_the_layout_with_the_labels_of_its_images(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "digits"
     made = make("digits", "--out", out, "--raw", raw)
-    assert made == {domain: {"train": 38, "val": 10, "test": 12} for domain in DOMAINS}
-    assert sorted(os.listdir(out)) == sorted(DOMAINS)
-    for domain in DOMAINS:
+    pools = {domain: {"train": 38, "val": 10, "test": 12} for domain in DOMAINS}
+    assert made == {"mnist": {"train": COUNT, "test": COUNT}, **pools}
+    assert sorted(os.listdir(out)) == sorted(made)
+    for domain in made:
         rows = pd.concat(tables(out / domain).values()).sort_values("image_name")
         assert rows.label.tolist() == [i % 10 for i in range(COUNT)] * 2
         with Image.open(out / domain / "data" / rows.image_name.iloc[0]) as image:
-            assert (image.size, image.mode) == ((28, 28), "L" if domain == "usps" else "RGB")
+            assert (image.size, image.mode) == ((28, 28), "L" if domain in GREY else "RGB")
     assert make("digits", "--out", out, "--raw", raw) == {}  # all of it is there already
 
 
-def test_the_pools_are_split_as_the_published_numbers_were() -> None:
+@pytest.mark.parametrize("sampled", [("--sample",), ("--seed", 3)])
+def test_mnist_keeps_its_own_split_whatever_the_seed_and_with_sample_too(
+    sampled: tuple[object, ...], raw: Path, tmp_path: Path
+) -> None:
+    flags = ("digits", "--out", tmp_path / "out", "--raw", raw, "--only", "mnist")
+    assert make(*flags, *sampled) == {"mnist": {"train": COUNT, "test": COUNT}}
+    assert make(*flags) == {}  # the same domain
+    found = tables(tmp_path / "out" / "mnist")
+    assert set(found) == {"train", "test"}
+    for split, name in (("train", "train"), ("test", "t10k")):
+        wanted = archives.read_idx(raw / f"{name}-images-idx3-ubyte.gz")
+        images = [Image.open(tmp_path / "out" / "mnist" / "data" / png) for png in found[split].image_name]
+        assert np.array_equal(np.stack([np.asarray(image) for image in images]), wanted)
+        assert found[split].label.tolist() == [i % 10 for i in range(COUNT)]
+
+
+def test_the_pools_are_split_as_the_published_numbers_were_and_mnist_as_it_was_published() -> None:
+    mnist = archives.mnist().split(np.zeros(70_000, np.int64))
+    assert {split: (rows[0], rows[-1] + 1) for split, rows in mnist.items()} == {
+        "train": (0, 60_000),
+        "test": (60_000, 70_000),
+    }
     assert [len(split_rows(count, 0)["val"]) for count in (99_289, 9_298)] == [15_887, 1_488]
     assert sorted(np.concatenate(list(split_rows(500, 0).values())).tolist()) == list(range(500))
     assert not np.array_equal(split_rows(500, 3)["val"], split_rows(500, 4)["val"])
@@ -382,7 +410,7 @@ def test_archives_are_fetched_once_and_an_absent_server_is_named(
 # Images of train and val, and sha256 of the rows of val (int64, little endian), taken from the data that was measured.
 SPLITS = {
     "mnistm": (47_200, 11_801, "27dcd1413eb3a02fc9051dfbbfddcfbdd749aab393e3d006b9a99ce6102591c7"),
-    "svhn": (762, 321, "c30d428874a8d6f580e0b2393e4769c17a46519e894e2d6a2e5c979dc291b78f"),
+    "svhn": (4_712, 2_014, "c0548f317e00cc36bc8dfcc043039a3cb502a1029f6b638d4eac870e738f131a"),
     "usps": (5_832, 1_459, "7d91a49e930b4378bb3f4aa54c99b04458285e24637ac875983cc2f7cbdb71a5"),
 }
 
@@ -398,6 +426,7 @@ def test_the_split_of_the_sample_is_the_one_that_was_measured(domain: str) -> No
 
 def test_no_photograph_of_svhn_stands_on_both_sides_of_the_sample() -> None:
     photo = sample.photo_of_digit()
+    assert len(photo) == sum(end - first for _, first, end in sample.SVHN_ROWS)
     rows = sample.sample_rows("svhn", len(photo))
     assert not set(photo[rows["train"]]) & set(photo[rows["val"]])
 
@@ -425,14 +454,15 @@ def test_usps_is_enlarged_without_moving_it() -> None:
 def test_the_sample_is_made_of_its_archives_and_no_other_labels_are_taken_for_it(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sample, "PHOTO_DIGITS", "22222222223")  # 11 photographs of 23 digits
-    for unneeded in ("usps.t.bz2", "test_32x32.mat", "t10k-images-idx3-ubyte.gz"):
-        (raw / unneeded).unlink()
+    monkeypatch.setattr(sample, "PHOTO_DIGITS", base64.b64encode(zlib.compress(b"22222222223")).decode())  # 11 of them
+    monkeypatch.setattr(sample, "SVHN_ROWS", (("train", 0, 11), ("test", 3, 8), ("test", 20, 27)))  # 23 digits
+    (raw / "usps.t.bz2").unlink()  # no test digit of USPS
     flags = ("digits", "--out", tmp_path / "out", "--raw", raw, "--sample")
     assert "labels of mnistm" in refusal(*flags)
-    assert os.listdir(tmp_path / "out") == []
-    counts = {"mnistm": 2 * COUNT, "svhn": 23, "usps": COUNT}
-    known = {name: sample.sha256((np.arange(count) % 10).astype(np.uint8)) for name, count in counts.items()}
+    assert os.listdir(tmp_path / "out") == ["mnist"]
+    svhn = np.r_[0:11, 3:8, 20:27]
+    rows = {"mnistm": np.arange(2 * COUNT), "svhn": svhn, "usps": np.arange(COUNT)}
+    known = {name: sample.sha256((which % 10).astype(np.uint8)) for name, which in rows.items()}
     monkeypatch.setattr(sample, "LABELS_SHA256", known)
     made = make(*flags)
     assert made == {
@@ -444,4 +474,10 @@ def test_the_sample_is_made_of_its_archives_and_no_other_labels_are_taken_for_it
     for domain in DOMAINS:
         assert {split: len(table) for split, table in tables(tmp_path / "out" / domain).items()} == made[domain]
         assert f"warning: {domain}" in warned  # not the pixels that were measured
+    pixels = {
+        split: scipy.io.loadmat(raw / f"{split}_32x32.mat")["X"].transpose(3, 0, 1, 2) for split in ("train", "test")
+    }
+    for i, digit in enumerate([*pixels["train"][0:11], *pixels["test"][svhn[11:]]]):
+        with Image.open(tmp_path / "out" / "svhn" / "data" / f"{i:05d}.png") as image:
+            assert image.tobytes() == Image.fromarray(digit).resize((28, 28), Image.Resampling.BICUBIC).tobytes()
     assert "--seed" in refusal(*flags, "--seed", 3)

@@ -1,12 +1,15 @@
 """Figures show the numbers they are given, whole or not at all."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
-from conftest import quick_run
+import pytest
+from conftest import QUICK, ended, quick_run
 from matplotlib.figure import Figure
 
 import plots
+import train
 
 
 def test_a_run_draws_its_curves_its_confusion_and_its_mistakes(dann_run: Path) -> None:
@@ -20,6 +23,21 @@ def test_a_run_on_a_target_without_labels_draws_the_answers_on_the_source(small_
     (tmp_path / "data" / "photos").symlink_to(small_data / "usps" / "data")
     folder = Path(quick_run(tmp_path / "data", tmp_path / "runs", "dann", "photos", "--max_steps", "2")["folder"])
     assert (folder / "confusion.png").exists()
+
+
+@pytest.mark.parametrize(("source", "target"), [("plain", "usps"), ("mnistm", "plain"), ("plain", None)])
+def test_a_run_draws_what_it_has_where_a_domain_has_no_val(
+    source: str, target: str | None, small_data: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(small_data, tmp_path / "data")
+    shutil.copytree(root / "usps", root / "plain")
+    (root / "plain" / "val.csv").rename(root / "plain" / "test.csv")
+    words = ["--data_root", root, "--source_file", source, "--save_dir", tmp_path, *QUICK]
+    words += ["--train_mode", "dann", "--target_file", target] if target else ["--train_mode", "source"]
+    code, out, _ = ended(train, *words)
+    assert code == 0
+    drawn = sorted(file.name for file in Path(out.splitlines()[-1]).glob("*.png"))
+    assert drawn == (["confusion.png", "curves.png", "mistakes.png"] if target else ["curves.png"])
 
 
 def test_the_curves_are_a_panel_a_quantity_with_a_line_a_run(tmp_path: Path, figures: list[Figure]) -> None:

@@ -49,6 +49,22 @@ def test_a_gain_is_stated_only_for_runs_that_differ_in_nothing_else(dann_run: Pa
     assert "gained" not in report.main([str(other), str(dann_run)])["table"]
 
 
+def test_accuracies_on_test_stand_in_a_column_and_a_gain_is_of_them_where_each_run_has_one(
+    dann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "draw_curves", lambda *_: None)
+    runs = [altered(dann_run, tmp_path / mode, train_mode=mode) for mode in ("source", "dann")]
+    for run, accuracy in zip(runs, (0.25, 0.75), strict=True):
+        assert "target test" not in report.main([str(runs[1])])["table"]
+        content = json.loads((run / "result.json").read_text()) | {"target_test_accuracy": accuracy}
+        (run / "result.json").write_text(json.dumps(content))
+        assert "target test" in report.main([str(run), str(dann_run)])["table"]
+    assert "gained +0.5000 on the target's test" in report.main([*map(str, runs)])["table"]
+    del content["target_test_accuracy"]  # a run of before the flag
+    (run / "result.json").write_text(json.dumps(content))
+    assert "gained +0.0000 on the target's val" in report.main([*map(str, runs)])["table"]
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -307,6 +307,117 @@ def test_labels_of_the_targets_val_split_change_what_is_reported_and_no_weight(
     assert outcome["source_val_accuracy"] == before["source_val_accuracy"]
 
 
+# The test split
+
+
+@pytest.fixture
+def tested_data(small_data: Path, tmp_path: Path) -> Path:
+    """`small_data` with a test split of usps, which is also half of its val, and mnist: usps without a val."""
+    root: Path = shutil.copytree(small_data, tmp_path / "data")
+    pd.read_csv(root / "usps" / "val.csv").iloc[::2].to_csv(root / "usps" / "test.csv", index=False)
+    shutil.copytree(root / "usps", root / "mnist")
+    (root / "mnist" / "val.csv").unlink()
+    return root
+
+
+ON_TEST = ("--eval_split", "test")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_accuracy_on_test_is_that_of_the_checkpoint_and_stands_in_the_last_line_and_not_in_the_log(
+    mode: str, tested_data: Path, tmp_path: Path
+) -> None:
+    arguments = ["--data_root", tested_data, "--train_mode", mode, "--target_file", "usps", "--save_dir", tmp_path]
+    code, out, _ = ended(train, *arguments, *QUICK, *ON_TEST, "--val_period", 3)
+    folder = Path(out.splitlines()[-1])
+    result = json.loads((folder / "result.json").read_text())
+    shutil.copytree(tested_data / "usps" / "data", tmp_path / "images")
+    scored = ["--checkpoint", folder, "--test_loc", tmp_path / "images", "--out_path", tmp_path / "predicted"]
+    assert ended(inference, *scored)[0] == code == 0
+    answered = pd.read_csv(tmp_path / "predicted" / "pred.csv").set_index("image_name").label
+    for split, count in (("val", 20), ("test", 10)):
+        rows = pd.read_csv(tested_data / "usps" / f"{split}.csv")
+        share = (answered[rows.image_name].to_numpy() == rows.label).mean()
+        assert result[f"target_{split}_accuracy"] == pytest.approx(share)
+        assert result["images"][f"target_{split}"] == count
+    assert f"target test accuracy {result['target_test_accuracy']:.5f}" in out.splitlines()[-2]
+    assert not any("test" in name for line in read_metrics(folder / "metrics.jsonl") for name in line)
+
+
+def test_without_eval_split_no_accuracy_on_test_is_measured(dann_run: Path) -> None:
+    result = json.loads((dann_run / "result.json").read_text())
+    assert result["target_test_accuracy"] is None
+    assert result["images"]["target_test"] is None
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_test_labels_change_the_number_on_test_alone(recipe: str, tested_data: Path, tmp_path: Path) -> None:
+    """The same weights, the same choice of a checkpoint, and the same result but for that number."""
+    more = (*ON_TEST, "--recipe", recipe, "--select", "source_val", "--val_period", "3")
+    first = quick_run(tested_data, tmp_path / "a", "dann", "usps", *more)
+    change_csv(tested_data / "usps" / "test.csv", permuted)
+    second = quick_run(tested_data, tmp_path / "b", "dann", "usps", *more)
+    assert first["target_test_accuracy"] != second["target_test_accuracy"]
+    files = [{file.name for file in Path(each["folder"]).glob("*.pt")} for each in (first, second)]
+    assert files[0] == files[1]
+    for name in files[0]:
+        assert same_tensors(weights(first, name), weights(second, name))
+    timed = {"target_test_accuracy", "folder", "command", "args", "seconds", "images_per_second"}
+    assert all(first[name] == second[name] for name in first.keys() - timed)
+
+
+def test_no_test_label_is_read_before_the_last_step(tested_data: Path, tmp_path: Path) -> None:
+    """Until then there are none, and the classes that it has are none of the source's."""
+    file = tested_data / "usps" / "test.csv"
+    labelled = file.read_bytes()
+    change_csv(file, lambda table: table.assign(label="?"))
+    with in_step(12, lambda: file.write_bytes(labelled)):
+        assert quick_run(tested_data, tmp_path, "dann", "usps", *ON_TEST)["target_test_accuracy"] is not None
+
+
+def test_a_test_split_that_cannot_be_scored_is_named_and_the_trained_run_is_finished_with_resume(
+    tested_data: Path, tmp_path: Path
+) -> None:
+    arguments = ["--data_root", tested_data, "--train_mode", "dann", "--target_file", "usps", "--save_dir"]
+    arguments += [tmp_path / "runs", "--run_name", "run", *QUICK, *ON_TEST]
+    file = tested_data / "usps" / "test.csv"
+    whole = file.read_bytes()
+    change_csv(file, lambda table: table.assign(label="11"))
+    code, _, errors = ended(train, *arguments)
+    assert (code, str(file) in errors, "--resume" in errors) == (2, True, True)
+    file.write_bytes(whole)
+    assert ended(train, *arguments, "--resume")[0] == 0
+    again = quick_run(tested_data, tmp_path, "dann", "usps", *ON_TEST)
+    finished = json.loads((tmp_path / "runs" / "run" / "result.json").read_text())
+    assert finished["target_test_accuracy"] == again["target_test_accuracy"]
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda file: change_csv(file, lambda table: table[["image_name"]])])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_target_without_a_labelled_test_is_refused_before_training(
+    mode: str, spoil: Callable[[Path], None], tested_data: Path, tmp_path: Path
+) -> None:
+    spoil(tested_data / "usps" / "test.csv")
+    arguments = ["--data_root", tested_data, "--train_mode", mode, "--target_file", "usps", *QUICK, *ON_TEST]
+    code, _, errors = ended(train, *arguments, "--save_dir", tmp_path / "runs")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert all(word in errors for word in ("--eval_split", str(tested_data / "usps" / "test.csv")))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("source", "target"), [("mnist", "usps"), ("mnistm", "mnist")])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_domain_with_a_test_and_no_val_is_source_and_target_and_what_was_not_measured_is_null(
+    mode: str, source: str, target: str, tested_data: Path, tmp_path: Path
+) -> None:
+    result = quick_run(tested_data, tmp_path, mode, target, *ON_TEST, "--source_file", source)
+    assert result["target_test_accuracy"] is not None
+    assert (result["target_val_accuracy"] is None) == (target == "mnist")
+    assert (result["source_val_accuracy"] is None) == (source == "mnist" or mode == "target")
+    assert (result["scores"]["entropy"] is None) == (mode == "target" and target == "mnist")
+    assert result["images"]["target_test"] == 10
+
+
 def test_source_mode_never_sees_a_target_image(small_data: Path, tmp_path: Path) -> None:
     (tmp_path / "mnistm").symlink_to(small_data / "mnistm")
     write_domain(tmp_path / "usps", {"train": 30, "val": 20}, seed=9)
@@ -573,7 +684,7 @@ def test_a_killed_run_of_the_old_format_is_resumed_to_identical_weights(
     args = json.loads((folder / "args.json").read_text())
     for each in (args, last["args"]):
         each.update(names)
-        del each["format"], each["views"]
+        del each["format"], each["views"], each["eval_split"]
     (folder / "args.json").write_text(json.dumps(args))
     torch.save(last, folder / "last.pt")
     found = weights(quick_run(small_data, tmp_path, "dann", "usps", *more, "--resume"))
@@ -695,6 +806,22 @@ def test_the_result_is_of_the_checkpoint_that_select_names_and_the_best_k_are_ke
     data = train.load_data(settings(small_data))
     distance = domain_distance(answers(net, data.source_val, SOURCE), answers(net, data.target_val))
     assert outcome["proxy_a_distance"]["trained"] == distance
+
+
+def test_accuracy_on_test_is_of_the_selected_checkpoint(
+    tested_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the labels there, 0, 2, 4, 6 and 8, the network of step 6 answers 0 alone, that of step 12 none."""
+
+    def answer_one_class(run: Run) -> None:
+        if run.step in (6, 12):
+            *_, bias = run.net.label_classifier.parameters()
+            bias.data[run.step // 12] = 100.0 * run.step
+
+    fake_accuracies(monkeypatch, [0.9, 0.6], [0.1] * 2)
+    with after_each_step(answer_one_class):
+        outcome = quick_run(tested_data, tmp_path, "source", "usps", "--select", "source_val", *ON_TEST)
+    assert (outcome["selected_step"], outcome["target_test_accuracy"]) == (6, 0.2)
 
 
 def test_a_step_at_which_ctrl_c_stopped_is_not_selected(
