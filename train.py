@@ -212,8 +212,8 @@ def load_data(settings: Settings) -> Data:
         and domain_folder(settings.data_root, source).samefile(domain_folder(settings.data_root, target))
     ):
         raise UserError(f"--source_file {source} and --target_file {target} are one folder; the run needs two domains.")
-    with_source = mode != "target" or settings.with_source
-    labelled_name = source if with_source or target is None else target
+    reads_source = mode != "target" or settings.with_source
+    labelled_name = source if reads_source or target is None else target
     listing = to_train_on(settings, labelled_name)
     classes = class_names(listing)
     if len(classes) < 2:
@@ -229,9 +229,9 @@ def load_data(settings: Settings) -> Data:
     unlabelled = read(target, "train", None) if mode == "dann" and target else None
     labelled_t = None
     if settings.with_source and target:
-        listing = to_train_on(settings, target)
-        labelled_t = read_domain(listing, classes, settings.size, settings.num_workers, f"read {target} train")
-    source_val = read(source, "val", classes) if with_source else None
+        also = to_train_on(settings, target)
+        labelled_t = read_domain(also, classes, settings.size, settings.num_workers, f"read {target} train")
+    source_val = read(source, "val", classes) if reads_source else None
     target_val = read(target, "val", classes) if target else None
     sample = None
     if target and target_val is None and mode != "target":

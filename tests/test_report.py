@@ -60,7 +60,7 @@ def test_accuracies_on_test_stand_in_a_column_and_a_gain_is_of_them_where_each_r
         (run / "result.json").write_text(json.dumps(content))
         assert "target test" in report.main([str(run), str(dann_run)])["table"]
     assert "gained +0.5000 on the target's test" in report.main([*map(str, runs)])["table"]
-    del content["target_test_accuracy"]  # a run of before the flag
+    del content["target_test_accuracy"]  # a run older than the flag
     (run / "result.json").write_text(json.dumps(content))
     assert "gained +0.0000 on the target's val" in report.main([*map(str, runs)])["table"]
 
