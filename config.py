@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from losses import PARTS
+from metrics import VALIDATORS
 from model import ARCHITECTURES, annealed, one_cycle
 from runs import summary_writer
 from utils import DEVICES, PRECISIONS, SEED, Parser, UserError, bounded, user_path
@@ -14,7 +15,7 @@ from utils import DEVICES, PRECISIONS, SEED, Parser, UserError, bounded, user_pa
 MODES = ("source", "dann", "target")
 VIEWS = ("digits", "photos")
 EVAL_SPLITS = ("val", "test")
-SELECTIONS = ("last", "source_val", "target_val")
+SELECTIONS = ("last", "source_val", "target_val", *VALIDATORS)
 
 
 @dataclass(frozen=True)
@@ -257,8 +258,9 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--select",
         choices=SELECTIONS,
         default="last",
-        help="checkpoint that the result is of: the last "
-        "step (default), the best on source val, or, by target labels, on target val",
+        metavar="SCORE",
+        help="checkpoint that the result is of: `last`, that of the last step (default), or the best by source_val, by a "
+        f"validation score that needs no label of the target ({', '.join(VALIDATORS)}), or by target_val, which does",
     )
     run.add_argument(
         "--eval_split",
@@ -294,8 +296,10 @@ def read_settings(args: argparse.Namespace) -> Settings:
     topk = args.topk if args.topk is not None else int(args.select != "last")
     if topk == 0 and args.select != "last":
         raise UserError(f"--topk 0 keeps no checkpoint for --select {args.select} to choose; use --topk 1 or more.")
-    if args.select == "source_val" and args.train_mode == "target" and not args.with_source:
-        raise UserError("--select source_val needs a source, which --train_mode target does not read; use last.")
+    if args.select in ("source_val", "iw") and args.train_mode == "target" and not args.with_source:
+        raise UserError(f"--select {args.select} needs a source, which --train_mode target does not read; use last.")
+    if args.select in VALIDATORS and args.target_file is None:
+        raise UserError(f"--select {args.select} is measured on a target; name one with --target_file.")
     refuse_test(args)
     if args.tensorboard:
         summary_writer()  # refused here where the package is missing

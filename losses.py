@@ -123,7 +123,8 @@ def minimum_class_confusion(z_t: Tensor, ratio: Tensor | None = None, temperatur
     p = (z_t / temperature).softmax(1)  # [B, K]
     w = 1 + (-entropy(p)).exp()  # [B]
     confusion = (p * (w / w.mean()).detach()[:, None]).T @ p  # [K, K]
-    certain = confusion.diagonal() / confusion.sum(1)  # [K]
+    rows = confusion.sum(1).clamp_min(torch.finfo(p.dtype).tiny)  # [K], a class that no image can be: not 0 / 0
+    certain = confusion.diagonal() / rows  # [K]
     return 1 - (certain.mean() if ratio is None else (certain * ratio).sum() / ratio.sum())
 
 
@@ -144,17 +145,17 @@ def ramp(p: float, end: float) -> float:
     return math.exp(-5.0 * (1.0 - min(1.0, p / end)) ** 2)
 
 
-def estimate_priors(q: Tensor, trained: Tensor, iterations: int = 20) -> Tensor:
+def estimate_priors(q: Tensor, trained: Tensor, source: Tensor, iterations: int = 20) -> Tensor:
     """Class priors float [K] of the images behind answers q float [N, K] of a classifier for the priors `trained` [K].
 
     EM from `trained` on: priors_k <- mean q_k priors_k / trained_k, normalised to 1 for each image, with K images of
-    the priors `trained` beside them, so that no class is given up. Source: Saerens et al. 2002, "Adjusting the outputs
+    the priors `source` beside them, so that no class is given up. Source: Saerens et al. 2002, "Adjusting the outputs
     of a classifier to new a priori probabilities: a simple procedure".
     """
     priors = trained
     for _ in range(iterations):
         r = q * (priors / trained)  # [N, K]
-        priors = ((r / r.sum(1, keepdim=True)).sum(0) + len(trained) * trained) / (len(q) + len(trained))
+        priors = ((r / r.sum(1, keepdim=True)).sum(0) + len(source) * source) / (len(q) + len(source))
     return priors
 
 
@@ -165,8 +166,9 @@ class ClassPriors:
     PERIOD steps by RATE to the estimate from the answers on the last WINDOW batches, or back to `source` while those
     answers are unsure, their entropy half of their diversity or more: EM makes priors that no one has of such answers.
     Batches drawn by it have the target's priors in all that they enter, L_y, L_d and BatchNorm's statistics; weights in
-    the losses (Combes et al., arXiv 2003.04475) leave the statistics those of the source, and were worse, as was EM for
-    a classifier trained with the estimate instead of `source` (lab/NOTES.md).
+    the losses (Combes et al., arXiv 2003.04475) leave the statistics those of the source, and were worse. The
+    classifier is then one for the priors `target`: taken for one of `source`, each estimate counts the one before
+    again, and rare classes are lost (lab/NOTES.md).
     """
 
     WINDOW, PERIOD, RATE = 16, 5, 0.1
@@ -196,7 +198,7 @@ class ClassPriors:
         if (step + 1) % self.PERIOD == 0:
             q = torch.cat(self.answers)
             unsure, spread = entropy_and_diversity(q)
-            estimate = torch.where(unsure < 0.5 * spread, estimate_priors(q, self.source), self.source)
+            estimate = torch.where(unsure < 0.5 * spread, estimate_priors(q, self.target, self.source), self.source)
             self.target.lerp_(estimate, self.RATE)
 
     def state_dict(self) -> dict[str, Any]:

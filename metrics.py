@@ -11,20 +11,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from dataset import Domain, some_rows
 from losses import entropy, entropy_and_diversity
-from model import DANN
+from model import DANN, TARGET
 
 EVAL_BATCH = {"cpu": 128}  # 1.0 to 1.09 times the rate of 64, which had 1.4 times that of 512; elsewhere 2048
 MINIMUM = 10  # images of a domain for which a proxy A-distance, or a doubt in the answers, means anything
-SCORES = ("entropy", "diversity", "information_maximisation", "soft_neighbourhood_density")
+VALIDATORS = ("information", "snd", "bnm", "class_ami", "iw", "mixval")  # of each higher is better
+SCORES = ("entropy", "diversity", *VALIDATORS)
 
 # Answers
 
@@ -56,20 +52,25 @@ def predict(
 
 @dataclass
 class Answers:
-    """What a network says of one set: features [N, F], probabilities [N, K] and, where labels exist, the accuracy."""
+    """What a network says of one set: features [N, F], probabilities [N, K], and which are right where labels exist."""
 
     features: Tensor
     probabilities: Tensor
-    accuracy: float | None
+    right: Tensor | None  # bool [N]
+
+    @property
+    def accuracy(self) -> float | None:
+        """0..1, None without labels."""
+        return self.right.sum().item() / len(self.right) if self.right is not None else None
 
 
 def answers(net: DANN, data: Domain | None, domain: int | None = None) -> Answers | None:
-    """Predict a set, and score it where it has labels; None where there is nothing to predict."""
+    """Predict a set, beside its labels where it has them; None where there is nothing to predict."""
     if data is None or len(data) == 0:
         return None
     features, probabilities = predict(net, data.images, domain=domain)
-    right = (probabilities.argmax(1) == data.labels).sum().item() if data.labels is not None else None
-    return Answers(features, probabilities, right / len(data) if right is not None else None)
+    right = probabilities.argmax(1) == data.labels if data.labels is not None else None
+    return Answers(features, probabilities, right)
 
 
 def accuracy_of(found: Answers | None) -> float | None:
@@ -83,60 +84,165 @@ def accuracy_of(found: Answers | None) -> float | None:
 def proxy_a_distance(features_s: Tensor, features_t: Tensor, limit: int = 2000, seed: int = 0) -> float:
     """How well a linear classifier tells two domains apart: 2 (1 - 2 err), 0 not at all, 2 perfectly.
 
-    features_s [N, F], features_t [M, F]: of held-out images; as many of each are drawn, `limit` at most, and err is
-    the mean error of a logistic regression over 5 folds that it was not fitted on. Chance can carry it below 0.
-    Source: Ben-David et al. 2007; arXiv 1505.07818, section 3.2 and 5.1, with a linear SVM.
+    features_s [N, F], features_t [M, F]: of held-out images; err is the share on which tell_apart is wrong. Chance can
+    carry it below 0. Source: Ben-David et al. 2007; arXiv 1505.07818, section 3.2 and 5.1, with a linear SVM.
     """
+    p_target, _ = tell_apart(features_s, features_t, limit, seed)
+    return distance_of(p_target)
+
+
+def distance_of(p_target: Tensor) -> float:
+    """The proxy A-distance of what tell_apart returns."""
+    right = torch.cat([p_target[: len(p_target) // 2] < 0.5, p_target[len(p_target) // 2 :] > 0.5])
+    return 2.0 * (2.0 * right.double().mean().item() - 1.0)
+
+
+def tell_apart(features_s: Tensor, features_t: Tensor, limit: int = 2000, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """How likely images are of the target by their features, and which of the source were asked about.
+
+    features_s [N, F], features_t [M, F]; as many of each are drawn, n of `limit` at most. Returns float64 [2n], of the
+    source's images first, each by a logistic regression over 5 folds that it is not in, and the rows int64 [n] of
+    features_s.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     count = min(len(features_s), len(features_t), limit)
     if count < MINIMUM:
         raise ValueError(f"{count} images of a domain are too few to measure a distance, {MINIMUM} are needed")
     generator = torch.Generator().manual_seed(seed)
-    drawn = [f[torch.randperm(len(f), generator=generator)[:count]] for f in (features_s, features_t)]
-    x = torch.cat(drawn).double().numpy()
+    rows_s, rows_t = (torch.randperm(len(f), generator=generator)[:count] for f in (features_s, features_t))
+    x = torch.cat([features_s[rows_s], features_t[rows_t]]).double().numpy()
     d = torch.arange(2).repeat_interleave(count).numpy()
-    order = torch.randperm(2 * count, generator=generator).numpy()
+    order = torch.randperm(2 * count, generator=generator)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 300 iterations are near enough
-        return 2.0 * (2.0 * float(cross_val_score(classifier, x[order], d[order], cv=5).mean()) - 1.0)
+        found = cross_val_predict(classifier, x[order], d[order], cv=5, method="predict_proba")[:, TARGET]
+    p_target = torch.empty(2 * count, dtype=torch.float64)
+    p_target[order] = torch.from_numpy(found)
+    return p_target, rows_s
 
 
-def domain_distance(source: Answers | None, target: Answers | None, limit: int = 2000) -> float | None:
+def domain_distance(source: Answers | None, target: Answers | None) -> float | None:
     """Proxy A-distance of two sets' features; None without both or with under 10 images."""
     if source is None or target is None or min(len(source.features), len(target.features)) < MINIMUM:
         return None
-    return proxy_a_distance(source.features, target.features, limit)
+    return proxy_a_distance(source.features, target.features)
 
 
-# Validation scores: each takes class probabilities float32 [N, K] of N target images
+# Validation scores
 
 
 def soft_neighbourhood_density(p: Tensor, temperature: float = 0.05) -> float:
     """How densely each image's answer is surrounded by like answers, 0..log(N - 1); higher is better.
 
-    The mean entropy of softmax(S_i / temperature) over the other images j, S_ij the cosine of the probabilities of i
-    and j. N of at least 2. Source: Saito et al., arXiv 2108.10860.
+    p: probabilities [N, K]. The mean entropy of softmax(S_i / temperature) over the other images j, S_ij the cosine of
+    the probabilities of i and j; 0 of a single image. Source: Saito et al., arXiv 2108.10860.
     """
+    if len(p) < 2:
+        return 0.0
     direction = F.normalize(p.double(), dim=1)
     similarity = direction @ direction.T / temperature  # [N, N]
     similarity.fill_diagonal_(-math.inf)
     return entropy(similarity.softmax(1)).mean().item()
 
 
-def validation_scores(p: Tensor, limit: int = 2000) -> dict[str, float]:
-    """All scores of probabilities [N, K]; of `limit` images at most, as the density compares each with each.
+def batch_nuclear_norm(p: Tensor) -> float:
+    """How sure and how varied the answers are: sum of the singular values of p [N, K] over its bound, 0..1.
+
+    The bound, sqrt(N min(N, K)), is reached by sure answers that have each class alike. Source: Cui et al., arXiv
+    2003.12237; as a validator Musgrave et al., arXiv 2208.07360.
+    """
+    return torch.linalg.matrix_norm(p.double(), "nuc").item() / math.sqrt(len(p) * min(p.shape))
+
+
+def class_ami(p: Tensor, features: Tensor) -> float:
+    """How far the answers p [N, K] are the clusters of the features [N, F]: adjusted mutual information, 1 at best.
+
+    Clusters: k-means of the features at unit length, K of them. Source: Musgrave et al., arXiv 2208.07360.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    clusters = KMeans(min(p.shape), n_init=3, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct features than clusters
+        found = clusters.fit_predict(F.normalize(features.double(), dim=1).numpy())
+    return float(adjusted_mutual_info_score(p.argmax(1).numpy(), found))
+
+
+def importance_weighted_accuracy(right: Tensor, p_target: Tensor) -> float:
+    """Accuracy 0..1 on source images, each weighed by how much likelier its features are in the target.
+
+    right: bool [n], p_target: float [n], the probability that an image is of the target, asked of as many images of
+    each domain; w = p / (1 - p), and the sum of w right over that of w. Source: Sugiyama et al., JMLR 2007; with
+    features You et al., ICML 2019.
+    """
+    w = p_target / (1 - p_target).clamp_min(1e-6)
+    return ((w * right).sum() / w.sum()).item()
+
+
+def mixval(p: Tensor, partner: Tensor, mixed: Tensor) -> float:
+    """How often a mixture of two images is answered as the one of more weight, 0..1; higher is better.
+
+    p: probabilities [N, K] of N images, partner: int64 [N], mixed: probabilities [N, K] of 0.55 x_i + 0.45 x_partner.
+    The mean over two kinds of pairs, of the same answer and of different ones; a kind of which there is none counts
+    0, as one answer for all says nothing. Source: Hu et al., NeurIPS 2023, where each kind ranks the candidates.
+    """
+    answer = p.argmax(1)
+    alike, right = answer == answer[partner], mixed.argmax(1) == answer
+    return sum(right[kind].double().mean().item() / 2 for kind in (alike, ~alike) if kind.any())
+
+
+def answer_scores(p: Tensor) -> dict[str, float]:
+    """The scores of probabilities [N, K] alone; snd compares each image with each.
 
     entropy: mean over images, low where the answers are sure. diversity: entropy of the mean answer, log K where all
-    classes are answered alike, 0 when a single one is. information_maximisation: diversity - entropy, the mutual
-    information of image and answer (Gomes et al., NIPS 2010). soft_neighbourhood_density: see there.
+    classes are answered alike, 0 when a single one is. information: diversity - entropy, the mutual information of
+    image and answer (Gomes et al., NIPS 2010). snd, bnm: see above.
     """
-    p = p[some_rows(len(p), limit)].double()
-    sure, spread = (value.item() for value in entropy_and_diversity(p))
+    sure, spread = (value.item() for value in entropy_and_diversity(p.double()))
     return {
         "entropy": sure,
         "diversity": spread,
-        "information_maximisation": spread - sure,
-        "soft_neighbourhood_density": soft_neighbourhood_density(p) if len(p) > 1 else 0.0,
+        "information": spread - sure,
+        "snd": soft_neighbourhood_density(p),
+        "bnm": batch_nuclear_norm(p),
+    }
+
+
+def validation_scores(
+    net: DANN, images: Tensor, target: Answers, source: Answers | None = None, limit: int = 2000
+) -> dict[str, float | None]:
+    """All of SCORES of a network's answers on target images uint8 [N, H, W, 3], and the proxy A-distance.
+
+    No label of the target is read; iw reads those of `source`, the answers on the source's val, and is None without
+    them. Of `limit` images of each domain at most, as snd compares each with each.
+    """
+    rows = torch.tensor(some_rows(len(images), limit))
+    p, features = target.probabilities[rows], target.features[rows]
+    partner = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    mixed = [
+        predict(net, 0.55 * images[rows[i]] + 0.45 * images[rows[partner[i]]])[1]
+        for i in torch.arange(len(rows)).split(256)  # as floats, which are four times as large
+    ]
+    distance = weighted = None
+    if source is not None and min(len(source.features), len(images)) >= MINIMUM:
+        p_target, rows_s = tell_apart(source.features, target.features, limit)
+        distance = distance_of(p_target)
+        if source.right is not None:
+            weighted = importance_weighted_accuracy(source.right[rows_s], p_target[: len(rows_s)])
+    return {
+        **answer_scores(p),
+        "class_ami": class_ami(p, features),
+        "iw": weighted,
+        "mixval": mixval(p, partner, torch.cat(mixed)),
+        "proxy_a_distance": distance,
     }
 
 

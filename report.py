@@ -4,13 +4,15 @@
 
 Prints the accuracies, the proxy A-distance and the arguments in which the runs
 differ, and draws their curves into comparison.png beside the first run, or
-into --out_path.
+into --out_path. With --rank SCORE the runs are in the order of a validation
+score, which needs no label of the target, the best first.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+from metrics import VALIDATORS
 from plots import draw_curves
 from runs import MAYBE, NUMBER, check_kinds, modern_args, read_json, read_metrics
 from utils import Parser, UserError, run_script, shown, user_path
@@ -32,6 +34,11 @@ MAY_DIFFER = {
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run folders to compare")
+    parser.add_argument(
+        "--rank",
+        choices=VALIDATORS,
+        help="put the runs, which are to be of one target, in the order of this validation score, the best first",
+    )
     parser.add_argument(
         "--out_path",
         type=user_path,
@@ -55,9 +62,11 @@ def read_result(run: Path) -> dict[str, Any]:
         images_per_second=NUMBER,
         checkpoint=str,
         args=dict,
+        scores=dict,
     )
     check_kinds(file, result, target_test_accuracy=MAYBE)
     check_kinds(f"{file} proxy_a_distance", result["proxy_a_distance"], trained=MAYBE)
+    check_kinds(f"{file} scores", result["scores"], **dict.fromkeys(result["scores"], MAYBE))
     check_kinds(f"{file} args", result["args"], train_mode=str, target_file=(str, type(None)))
     return {**result, "args": modern_args(result["args"])}
 
@@ -76,22 +85,39 @@ def run_names(runs: list[Path]) -> dict[str, Path]:
     return {name if folders.count(name) == 1 else str(run): run for name, run in zip(folders, runs, strict=True)}
 
 
-def compare(runs: list[Path]) -> str:
-    """Table of runs: accuracies, proxy A-distance, time, and the arguments in which they differ."""
-    results = {}
-    for name, run in run_names(runs).items():
-        results[name] = read_result(run)
+def ranked(results: dict[str, dict[str, Any]], score: str) -> dict[str, dict[str, Any]]:
+    """Results in the order of a validation score, the best first; UserError for one without it or of another target."""
+    targets = {result["args"]["target_file"]: name for name, result in results.items()}
+    if len(targets) > 1:
+        raise UserError(
+            f"--rank {score} compares runs of one target; {' and '.join(list(targets.values())[:2])} have two: leave "
+            "one of them out."
+        )
+    without = [name for name, result in results.items() if result["scores"].get(score) is None]
+    if without:
+        raise UserError(f"{without[0]} has no score {score}; rank by another, or train it again.")
+    return dict(sorted(results.items(), key=lambda each: -each[1]["scores"][score]))
+
+
+def compare(runs: list[Path], score: str | None = None) -> str:
+    """Table of runs, ordered by a score if any: accuracies, proxy A-distance, time, arguments in which they differ."""
+    results = {name: read_result(run) for name, run in run_names(runs).items()}
+    if score:
+        results = ranked(results, score)
     every = [result["args"] for result in results.values()]
     names = sorted(set().union(*every) - {"format", "run_name", "save_dir", "tensorboard", "num_workers"})
     differing = [name for name in names if len({str(args.get(name)) for args in every}) > 1]
     tested = [result["target_test_accuracy"] is not None for result in results.values()]
     splits = ["val", "test"] if any(tested) else ["val"]
     targets = [f"target {split}" for split in splits]
-    rows = [["run", *targets, "source val", "proxy A-dist.", "seconds", "images/s", *differing]]
+    rows = [
+        ["run", *([score] if score else []), *targets, "source val", "proxy A-dist.", "seconds", "images/s", *differing]
+    ]
     for name, result in results.items():
         rows.append(
             [
                 name,
+                *([shown(result["scores"][score])] if score else []),
                 *(shown(result[f"target_{split}_accuracy"]) for split in splits),
                 shown(result["source_val_accuracy"]),
                 shown(result["proxy_a_distance"].get("trained"), 2),
@@ -116,7 +142,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = build_parser().parse_args(argv)
     if args.out_path and args.out_path.suffix.lower() != ".png":
         raise UserError(f"--out_path {args.out_path} is no name of a picture; let it end in .png.")
-    table = compare(args.runs)
+    table = compare(args.runs, args.rank)
     curves = {name: read_metrics(run / "metrics.jsonl") for name, run in run_names(args.runs).items()}
     print(table)
     figure = args.out_path or args.runs[0].resolve().parent / "comparison.png"

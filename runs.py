@@ -312,7 +312,7 @@ def save_run(run: Run, metrics: dict[str, Any], select: str, topk: int, candidat
     """
     dropped: list[dict[str, Any]] = []
     if candidate and topk and metrics["step"] not in [entry["step"] for entry in run.kept]:
-        score = metrics["step"] if select == "last" else metrics[f"{select}_accuracy"]
+        score = metrics["step" if select == "last" else f"{select}_accuracy" if select.endswith("_val") else select]
         run.kept.append({"score": score, **at_step(run.step)})
         run.kept.sort(key=lambda entry: (-entry["score"], entry["step"]))
         run.kept, dropped = run.kept[:topk], run.kept[topk:]

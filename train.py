@@ -45,6 +45,7 @@ from losses import LOGGED, PSEUDO_LABEL_MEASURES, ClassPriors, Objective, Teache
 from metrics import (
     MINIMUM,
     SCORES,
+    VALIDATORS,
     Answers,
     accuracy_of,
     answers,
@@ -91,6 +92,7 @@ from utils import (
 
 SAMPLE_IMAGES = 2000  # of a target without a labelled val set, on which what needs no label is measured
 SOURCE_STEPS = 300  # at least, of the network that adaptation is held against; else a sixth of the run's
+VALIDATED = ("step", "source_val_accuracy", "target_val_accuracy", *SCORES)  # of each validation, in result.json
 SOURCE_BATCHES = 20  # the last ones, on which a teacher's statistics of the source are measured
 
 
@@ -238,11 +240,22 @@ def load_data(settings: Settings) -> Data:
         sample = read(target, "val", None, SAMPLE_IMAGES)
         if sample is None:
             sample = unlabelled.some(SAMPLE_IMAGES) if unlabelled else read(target, "train", None, SAMPLE_IMAGES)
-    if {"source_val": source_val, "target_val": target_val}.get(settings.select, labelled) is None:
-        domain = source if settings.select == "source_val" else target
-        where = settings.data_root / domain / "val.csv" if domain else "val.csv of a --target_file"
-        raise UserError(f"--select {settings.select} needs a labelled {where}; use --select last.")
+    refuse_selection(settings, source_val, target_val, target_val or sample)
     return Data(classes, labelled, unlabelled, source_val, target_val, sample, labelled_t)
+
+
+def refuse_selection(
+    settings: Settings, source_val: Domain | None, target_val: Domain | None, images_t: Domain | None
+) -> None:
+    """UserError where what --select goes by cannot be measured. images_t: of the target, where scores are measured."""
+    select = settings.select
+    weighed = source_val if source_val and images_t and min(len(source_val), len(images_t)) >= MINIMUM else None
+    needed = {"source_val": source_val, "target_val": target_val, **dict.fromkeys(VALIDATORS, images_t), "iw": weighed}
+    if needed.get(select, True) is None:
+        domain = settings.source_file if select in ("source_val", "iw") else settings.target_file
+        where = settings.data_root / domain / "val.csv" if domain else "val.csv of a --target_file"
+        many = f", and {MINIMUM} images or more in it and in the target's" if select == "iw" else ""
+        raise UserError(f"--select {select} needs a labelled {where}{many}; use --select last.")
 
 
 def read_split(
@@ -448,15 +461,15 @@ def validate(
     if run.teacher:
         run.teacher.measure_source(batch_s(step)[0] for step in range(max(0, run.step - SOURCE_BATCHES), run.step))
     measured = measure(run, data)
-    target = measured.target
-    scores = validation_scores(target.probabilities) if target else {}
+    target, images = measured.target, data.target_val or data.target_sample
+    scores = validation_scores(run.predictor, images.images, target, measured.source_val) if target and images else {}
     return measured, {
         "step": run.step,
         "seconds": round(run.seconds(), 3),
         **numbers,
         "source_val_accuracy": accuracy_of(measured.source_val),
         "target_val_accuracy": accuracy_of(measured.target_val),
-        **{name: scores.get(name) for name in SCORES},
+        **{name: scores.get(name) for name in (*SCORES, "proxy_a_distance")},
         "top_class_share": top_class_share(target.probabilities) if target else None,
         "target_priors": [round(share, 5) for share in run.priors.target.tolist()] if run.priors else None,
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
@@ -465,8 +478,8 @@ def validate(
 
 def summary(line: dict[str, Any], total_steps: int) -> str:
     """A validation in one line."""
-    names = {"information_maximisation": "information", **{n: n.split("_")[-1] for n in PSEUDO_LABEL_MEASURES}}
-    scores = [f"{word} {line[name]:.2f}" for name, word in names.items() if line.get(name) is not None]
+    names = ("information", *PSEUDO_LABEL_MEASURES)
+    scores = [f"{name.split('_')[-1]} {line[name]:.2f}" for name in names if line.get(name) is not None]
     return (
         f"step {line['step']}/{total_steps}  L_y {line['L_y']:.3f}  L_d {shown(line['L_d'], 3)}  "
         f"lambda {line['lambda']:.2f}  domain acc {shown(line['domain_accuracy'], 2)}  "
@@ -489,7 +502,7 @@ def finish(
         measured = measure(run, data)
     test = on_test(run, data, settings)
     metrics = selected["metrics"]
-    after = domain_distance(measured.source_val, measured.target)
+    after = metrics.get("proxy_a_distance")
     draw_curves({run.folder.name: log.lines}, run.folder / "curves.png")
     draw_answers(run.folder, (settings.target_file, settings.source_file), data, measured)
     lines = [line for line in log.lines if line["step"] <= selected["step"]]
@@ -504,6 +517,7 @@ def finish(
         "source_val_accuracy": metrics["source_val_accuracy"],
         "scores": {name: metrics.get(name) for name in (*SCORES, *PSEUDO_LABEL_MEASURES)},
         "losses": {name: metrics.get(name) for name in LOGGED},
+        "validations": [{name: line.get(name) for name in VALIDATED} for line in log.lines],
         "class_priors": priors,
         "source_only": compared,
         "proxy_a_distance": {"untrained": run.distance_before, "trained": after},

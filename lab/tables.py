@@ -371,7 +371,7 @@ def evidence_block(folder: Path) -> list[str]:
                     spread((result["proxy_a_distance"]["untrained"] for result in found), 2),
                     spread((result["proxy_a_distance"]["trained"] for result in found), 2),
                     spread(result["losses"].get("L_d") for result in found),
-                    spread(result["scores"].get("information_maximisation") for result in found),
+                    spread(result["scores"].get("information") for result in found),
                     str(len(found)),
                 ]
             )

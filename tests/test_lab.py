@@ -26,7 +26,7 @@ from runs import FORMAT, load_checkpoint, write_json
 from utils import UserError
 
 PROJECT = Path(train.__file__).parent
-INFORMATION = "information_maximisation"
+INFORMATION = "information"
 Result = dict[str, Any]
 
 
@@ -342,7 +342,7 @@ def test_information_fails_between_recipes_and_under_label_shift() -> None:
 
 
 def test_density_falls_both_where_dann_is_worse_and_where_it_is_better() -> None:
-    density = "soft_neighbourhood_density"
+    density = "snd"
     assert score(SHIFTED, "usps", density) < score(SHIFTED_SOURCE, "usps", density)
     assert score(PLAIN, "svhn", density) < score(SOURCE, "svhn", density)
 

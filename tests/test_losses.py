@@ -228,15 +228,24 @@ def test_minimum_class_confusion_is_0_for_certain_answers_and_greatest_for_answe
     assert minimum_class_confusion(torch.zeros(8, 5)).item() == pytest.approx(0.8, abs=1e-6)
 
 
+def test_minimum_class_confusion_is_finite_where_no_image_can_be_of_a_class() -> None:
+    z_t = torch.tensor([[0.0, 1.0, -1e4], [1.0, 0.0, -1e4]], requires_grad=True)
+    loss = minimum_class_confusion(z_t)
+    loss.backward()
+    assert z_t.grad is not None
+    assert loss.isfinite()
+    assert z_t.grad.isfinite().all()
+
+
 def test_the_estimated_class_priors_become_those_of_a_shifted_target() -> None:
-    """Answers, by the source's priors, of a classifier that is wrong on 4 of 100 images."""
+    """Answers of a classifier that is wrong on 4 of 100 images and has seen the classes as they were drawn."""
     true, generator = torch.tensor([0.7, 0.2, 0.1]), torch.Generator().manual_seed(0)
     priors = ClassPriors(torch.tensor([0, 1, 2] * 10), 3, torch.device("cpu"))
     likelihood = torch.full((3, 3), 0.02) + 0.94 * torch.eye(3)  # p(seen | class)
     for step in range(300):
         classes = torch.multinomial(true, 128, replacement=True, generator=generator)
         seen = torch.multinomial(likelihood[classes], 1, generator=generator).flatten()
-        priors.follow((likelihood[:, seen].T * priors.source).log(), step)
+        priors.follow((likelihood[:, seen].T * priors.target).log(), step)
     torch.testing.assert_close(priors.target, true, atol=0.03, rtol=0)
     drawn = priors.draw(20_000)
     assert set(drawn.tolist()) == set(range(30))

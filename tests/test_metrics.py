@@ -12,13 +12,19 @@ from PIL import Image
 from dataset import Domain
 from metrics import (
     SCORES,
+    Answers,
     accuracy_of,
+    answer_scores,
     answers,
+    batch_nuclear_norm,
     changed_answers,
+    class_ami,
     collapse,
     domain_distance,
     harm,
     idle_adversary,
+    importance_weighted_accuracy,
+    mixval,
     predict,
     proxy_a_distance,
     soft_neighbourhood_density,
@@ -103,11 +109,10 @@ def test_unequal_domains_are_compared_as_equals() -> None:
     ],
 )
 def test_information_is_diversity_less_entropy(p: torch.Tensor, entropy: float, diversity: float) -> None:
-    found = validation_scores(p)
-    assert tuple(found) == SCORES
+    found = answer_scores(p)
     assert found["entropy"] == pytest.approx(entropy, abs=1e-6)
     assert found["diversity"] == pytest.approx(diversity, abs=1e-6)
-    assert found["information_maximisation"] == pytest.approx(diversity - entropy, abs=1e-6)
+    assert found["information"] == pytest.approx(diversity - entropy, abs=1e-6)
 
 
 def test_the_neighbourhood_density_is_that_computed_by_hand() -> None:
@@ -124,9 +129,54 @@ def test_images_alike_are_denser_than_images_spread_between_the_classes() -> Non
     assert soft_neighbourhood_density(clusters) > soft_neighbourhood_density((3 * torch.randn(200, 10)).softmax(1))
 
 
+def test_the_batch_nuclear_norm_is_that_computed_by_hand() -> None:
+    p = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # singular values: roots of 3 and 1
+    assert batch_nuclear_norm(p) == pytest.approx((math.sqrt(3) + 1) / math.sqrt(4 * 2))
+    assert batch_nuclear_norm(torch.eye(4).repeat(5, 1)) == pytest.approx(1.0)
+    assert batch_nuclear_norm(torch.eye(4)[[2] * 10]) == pytest.approx(math.sqrt(10) / math.sqrt(40))  # one answer
+
+
+def test_the_class_ami_is_one_where_answers_are_the_clusters_and_zero_where_they_are_one() -> None:
+    features = torch.eye(3).repeat_interleave(10, 0) + 0.01 * torch.randn(
+        30, 3, generator=torch.Generator().manual_seed(0)
+    )
+    p = torch.eye(3).repeat_interleave(10, 0)
+    assert class_ami(p.roll(1, 1), features) == pytest.approx(1.0)  # by any names
+    assert class_ami(torch.eye(3)[[1] * 30], features) == pytest.approx(0.0)
+    assert abs(class_ami(torch.eye(3).repeat(10, 1), features)) < 0.1  # answers across the clusters
+
+
+def test_the_importance_weighted_accuracy_is_that_computed_by_hand() -> None:
+    right, p_target = torch.tensor([True, False, True]), torch.tensor([0.5, 0.75, 0.2])  # w: 1, 3, 1/4
+    assert importance_weighted_accuracy(right, p_target) == pytest.approx(1.25 / 4.25)
+    assert importance_weighted_accuracy(right, torch.full((3,), 0.4)) == pytest.approx(2 / 3)  # all alike
+
+
+def test_mixval_is_the_mean_of_two_kinds_of_pairs() -> None:
+    p, partner = torch.eye(2)[[0, 0, 1, 1]], torch.tensor([1, 2, 3, 0])  # pairs 0 and 2 alike, 1 and 3 different
+    assert mixval(p, partner, torch.eye(2)[[0, 0, 1, 0]]) == pytest.approx((1.0 + 0.5) / 2)
+    collapsed = torch.eye(2)[[0, 0, 0, 0]]
+    assert mixval(collapsed, partner, collapsed) == 0.5  # no pair of different answers
+
+
+def test_every_validator_scores_a_network_and_none_reads_a_label_of_the_target() -> None:
+    net, source, target = DANN(), small_domain(40), small_domain(30)
+    on_source, on_target = answers(net, source), answers(net, target)
+    assert on_source is not None
+    assert on_target is not None
+    found = validation_scores(net, target.images, on_target, on_source)
+    assert set(found) == {*SCORES, "proxy_a_distance"}
+    assert None not in found.values()
+    on_target.right = None
+    assert validation_scores(net, target.images, on_target, on_source) == found
+    assert validation_scores(net, target.images, on_target)["iw"] is None  # without labels of the source
+
+
 def test_the_scores_of_images_in_the_order_of_their_classes_are_those_of_any_order() -> None:
     for p in (torch.eye(10).repeat_interleave(2000, 0), torch.eye(10).repeat(2000, 1)):  # in blocks, in turn
-        assert validation_scores(p)["diversity"] == pytest.approx(math.log(10), abs=0.01)
+        target = Answers(p.float(), p.float(), None)
+        net, images = DANN(size=8), torch.zeros(len(p), 8, 8, 3, dtype=torch.uint8)
+        assert validation_scores(net, images, target)["diversity"] == pytest.approx(math.log(10), abs=0.01)
 
 
 def test_the_top_class_share_is_that_of_the_most_frequent_answer() -> None:
@@ -140,7 +190,7 @@ def line(**changed: float) -> dict[str, float]:
     """Of answers that are sure: all of their diversity is information."""
     diversity = changed.get("diversity", math.log(9))
     information = diversity - changed.get("entropy", 0.0)
-    sound = {"diversity": diversity, "entropy": 0.0, "information_maximisation": information, "lambda": 0.2, "L_d": 0.6}
+    sound = {"diversity": diversity, "entropy": 0.0, "information": information, "lambda": 0.2, "L_d": 0.6}
     return {**sound, **changed}
 
 

@@ -31,7 +31,7 @@ import plots
 import train
 import tsne
 from dataset import class_names, encode_labels, image_names, list_split, of_known_classes, read_domain, read_image
-from metrics import collapse, validation_scores
+from metrics import answer_scores, collapse
 from runs import resolve_checkpoint
 from utils import UserError, user_path
 
@@ -891,7 +891,7 @@ def test_data_that_does_not_fit_into_memory_is_refused_before_it_is_read_with_th
 
 def sure(labels: list[int], classes: int) -> dict[str, float]:
     p = torch.nn.functional.one_hot(torch.tensor(labels), classes) * 0.97 + 0.03 / classes
-    return {**validation_scores(p), "top_class_share": max(map(labels.count, labels)) / len(labels)}
+    return {**answer_scores(p), "top_class_share": max(map(labels.count, labels)) / len(labels)}
 
 
 @pytest.mark.parametrize(
@@ -927,7 +927,7 @@ def test_one_answer_for_every_image_is_a_collapse_whatever_the_number_of_classes
 @pytest.mark.parametrize("classes", [2, 10, 65])
 def test_unsure_answers_are_said_whatever_the_number_of_classes(classes: int) -> None:
     p = torch.rand(500, classes, generator=torch.Generator().manual_seed(0)).mul(2).softmax(1)
-    assert collapse({**validation_scores(p), "top_class_share": 0.2}, classes, 500)
+    assert collapse({**answer_scores(p), "top_class_share": 0.2}, classes, 500)
 
 
 def test_the_network_runs_without_what_apples_gpus_refuse(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,9 +65,34 @@ def test_accuracies_on_test_stand_in_a_column_and_a_gain_is_of_them_where_each_r
     assert "gained +0.0000 on the target's val" in report.main([*map(str, runs)])["table"]
 
 
+def scored(run: Path, folder: Path, score: float | None, **args: Any) -> Path:
+    altered(run, folder, **args)
+    content = json.loads((folder / "result.json").read_text())
+    content["scores"]["bnm"] = score
+    (folder / "result.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_runs_are_ranked_by_a_score_the_best_first(dann_run: Path, tmp_path: Path) -> None:
+    runs = [scored(dann_run, tmp_path / name, score) for name, score in (("a", 0.1), ("b", 0.9), ("c", 0.5))]
+    table = report.main([*map(str, runs), "--rank", "bnm"])["table"]
+    assert [line.split()[:2] for line in table.splitlines()[1:4]] == [["b", "0.9000"], ["c", "0.5000"], ["a", "0.1000"]]
+
+
+def test_runs_of_two_targets_and_one_without_the_score_are_not_ranked(dann_run: Path, tmp_path: Path) -> None:
+    other, none = (
+        scored(dann_run, tmp_path / "other", 0.1, target_file="svhn"),
+        scored(dann_run, tmp_path / "none", None),
+    )
+    for run in (other, none):
+        code, out, error = ended(report, dann_run, run, "--rank", "bnm")
+        assert (code, out, run.name in error) == (2, "", True)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("scores", "high"),
         ("target_val_accuracy", "high"),
         ("target_val_accuracy", float("nan")),
         ("source_val_accuracy", True),

@@ -35,7 +35,7 @@ import inference
 import train
 from config import MODES, RECIPES, Recipe, Settings, read_settings
 from dataset import Batches, list_split
-from metrics import SCORES, answers, domain_distance
+from metrics import SCORES, VALIDATORS, answers, domain_distance
 from model import DANN, SOURCE, TARGET, lambda_schedule, one_cycle
 from runs import Run, build_network, load_checkpoint, locked, read_metrics
 from utils import UserError, seed_step
@@ -806,6 +806,38 @@ def test_the_result_is_of_the_checkpoint_that_select_names_and_the_best_k_are_ke
     data = train.load_data(settings(small_data))
     distance = domain_distance(answers(net, data.source_val, SOURCE), answers(net, data.target_val))
     assert outcome["proxy_a_distance"]["trained"] == distance
+
+
+@pytest.mark.parametrize("score", VALIDATORS)
+def test_select_takes_the_highest_score_and_no_label_of_the_target_changes_the_choice(
+    score: str, small_data: Path, tmp_path: Path
+) -> None:
+    """Neither train nor val: the same checkpoints with the same weights, by recipe `paper` as by the others."""
+    root = shutil.copytree(small_data, tmp_path / "data")
+    for split in ("train", "val"):
+        change_csv(root / "usps" / f"{split}.csv", permuted)
+    more = ("--recipe", "paper", "--val_period", "3", "--select", score)
+    first, second = (
+        quick_run(data, tmp_path / name, "dann", "usps", *more) for name, data in (("a", small_data), ("b", root))
+    )
+    scores = {line["step"]: line[score] for line in first["validations"]}
+    assert first["selected_step"] == max(scores, key=lambda step: (scores[step], -step))
+    assert first["scores"][score] == max(scores.values())
+    assert second["selected_step"] == first["selected_step"]
+    assert same_tensors(weights(first, first["checkpoint"]), weights(second, second["checkpoint"]))
+
+
+def test_a_score_that_cannot_be_measured_is_refused_as_a_choice(small_data: Path, tmp_path: Path) -> None:
+    """Without a target, without a source, and without labels of the source's val."""
+    root = shutil.copytree(small_data, tmp_path / "data")
+    change_csv(root / "mnistm" / "val.csv", lambda table: table[["image_name"]])
+    for data, mode, more in (
+        (small_data, "source", ()),
+        (small_data, "target", ("--target_file", "usps")),
+        (root, "dann", ("--target_file", "usps")),
+    ):
+        code, _, error = ended(train, "--data_root", data, "--train_mode", mode, *more, "--select", "iw")
+        assert (code, "--select iw" in error) == (2, True)
 
 
 def test_accuracy_on_test_is_of_the_selected_checkpoint(
