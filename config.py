@@ -259,8 +259,8 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         choices=SELECTIONS,
         default="last",
         metavar="SCORE",
-        help="checkpoint that the result is of: `last`, that of the last step (default), or the best by source_val, by a "
-        f"validation score that needs no label of the target ({', '.join(VALIDATORS)}), or by target_val, which does",
+        help="checkpoint that the result is of: `last`, that of the last step (default), or the best by source_val, "
+        f"by a score that needs no label of the target ({', '.join(VALIDATORS)}), or by target_val, which does",
     )
     run.add_argument(
         "--eval_split",
