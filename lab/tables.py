@@ -170,7 +170,7 @@ def size(result: Result) -> int:
 
 
 def on_one_set(results: list[Result]) -> list[Result]:
-    """Of a cell that is measured again, seed by seed, on more images: the runs on the most."""
+    """The runs on the most images: those that are measured again on a larger set take the place of the others."""
     return [result for result in results if size(result) == max(map(size, results))]
 
 
@@ -218,16 +218,10 @@ def spread(values: Iterable[float | None], digits: int = 3) -> str:
     return f"{statistics.mean(known):.{digits}f}{deviation}{count}"
 
 
-def accuracy_cell(results: list[Result], usual: int | None) -> str:
-    """Mean, deviation and worst, and how many images they are of where that is not the `usual` number; or a dash."""
-    other = "".join(f", n = {n:,}" for n in {size(result) for result in results} - {usual})
+def accuracy_cell(results: list[Result], expected: int | None) -> str:
+    """Mean, deviation and worst, and how many images they are of where that is not the expected number; or a dash."""
+    other = "".join(f", n = {n:,}" for n in {size(result) for result in results} - {expected})
     return f"{spread(map(accuracy, results))} (worst {min(map(accuracy, results)):.3f}{other})" if results else "-"
-
-
-def usual_size(results: Iterable[Result]) -> int | None:
-    """How many images most results are of."""
-    sizes = [size(result) for result in results]
-    return statistics.mode(sizes) if sizes else None
 
 
 # Blocks of accuracies
@@ -244,12 +238,12 @@ def results_of(cells: Cells, block: str) -> dict[str, list[list[Result]]]:
 
 
 def accuracies_block(folder: Path, block: str) -> list[str]:
-    """A row per kind of run that has a result, and of others' numbers; a column a pair, its usual number of images."""
+    """A row per kind of run that has a result, and for the numbers of others; a column per pair of domains."""
     rows, pairs = ACCURACIES[block]
     ours = results_of(read_results(folder), block)
     if not any(map(any, ours.values())):
         return ["No results yet: `bash lab/reproduce.sh DATA_ROOT` makes them."]
-    sizes = [usual_size(chain(*column)) for column in zip(*ours.values(), strict=True)]
+    sizes = [max(map(size, chain(*column)), default=None) for column in zip(*ours.values(), strict=True)]
     heads = [
         f"{DOMAINS[source]} → {DOMAINS[target]}" + (f", n = {n:,}" if n else "")
         for (source, target), n in zip(pairs, sizes, strict=True)
@@ -270,12 +264,9 @@ def accuracies_block(folder: Path, block: str) -> list[str]:
 
 
 def scored_runs(cells: Cells) -> list[Result]:
-    """The runs of the ablation that logged the validation scores, of a target on one set of images."""
-    runs = []
-    for column in zip(*results_of(cells, "ablation").values(), strict=True):
-        usual = usual_size(chain(*column))
-        runs += [run for run in chain(*column) if run["scores"] and size(run) == usual]
-    return runs
+    """The runs of the ablation that logged the validation scores, those of a target on one set of images."""
+    by_target = zip(*results_of(cells, "ablation").values(), strict=True)
+    return [run for found in by_target for run in on_one_set(list(chain(*found))) if run["scores"]]
 
 
 def score_points(cells: Cells) -> Points:
@@ -401,31 +392,20 @@ def evidence_block(folder: Path) -> list[str]:
 
 # Block speed: words -> key, of the columns of a table or of its rows
 
-TRAINING = {
-    "`train.py`": "images_per_second",
-    "plain recipe": "plain_images_per_second",
-    "times": "times_plain",
-    "of the bare step": "share_of_bare",
-    "of a matrix product": "share_of_matrix_rate",
-}
-PREDICTION = {
-    "`inference.py`": "images_per_second",
-    "batch size 1": "batch_size_1_images_per_second",
-    "times": "times_batch_size_1",
-    "of decoding and forward pass": "share_of_decode_and_forward",
-}
 BY_NETWORK = {
-    "training": (
-        "Training, images/s. The plain recipe is what one writes first: a `DataLoader` over files, float32, batches of "
-        "100; the bare step is ours on a batch that lies in memory; the last column is its rate of operations beside "
-        "that of a large matrix product.",
-        TRAINING,
-    ),
-    "prediction": (
-        "Prediction from PNGs, images/s; beside it batch size 1 in float32, and decoding and forward pass measured "
-        "alone, one after the other.",
-        PREDICTION,
-    ),
+    "training": {
+        "`train.py`": "images_per_second",
+        "plain recipe": "plain_images_per_second",
+        "times": "times_plain",
+        "of the bare step": "share_of_bare",
+        "of a matrix product": "share_of_matrix_rate",
+    },
+    "prediction": {
+        "`inference.py`": "images_per_second",
+        "batch size 1": "batch_size_1_images_per_second",
+        "times": "times_batch_size_1",
+        "of decoding and forward pass": "share_of_decode_and_forward",
+    },
 }
 START = {
     "imports, s": "import_train_seconds",
@@ -455,14 +435,14 @@ def speed_block(folder: Path) -> list[str]:
             check_kinds(f"{file} {part}", measured, device=str, repeats=int)
         repeats, devices = (sorted({str(part[key]) for part in found.values()}) for key in ("repeats", "device"))
         lines += ["", f"Medians of {' or '.join(repeats)}, {' and '.join(devices)}."]
-        for part, (words, columns) in BY_NETWORK.items():
-            networks = [arch for arch in ARCHITECTURES if arch in found.get(part, {})]
+        for part, columns in BY_NETWORK.items():
             rows = [
                 [f"`{arch}`", *numbers(f"{file} {part} {arch}", found[part][arch], columns.values())]
-                for arch in networks
+                for arch in ARCHITECTURES
+                if arch in found.get(part, {})
             ]
             if rows:
-                lines += ["", words, "", *table(["network", *columns], rows)]
+                lines += ["", *table([f"{part}, images/s", *columns], rows)]
         if start := found.get("start"):
             values = numbers(f"{file} start", start, START.values())
             lines += ["", *table(["start of `train.py`", ""], zip(START, values, strict=True))]
