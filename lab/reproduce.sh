@@ -6,9 +6,8 @@
 # DATA_ROOT is absolute or relative to the project's folder. SEEDS: "0 1 2" by default. PART: paper, tuned, strong, ablation,
 # pairs (other sources than MNIST-M, which need the domain mnist); these by default, and adaptation, the runs that only
 # ADAPTATION.md needs (24 of them). One run at a time, each 1 to 10 minutes on 2 cores; JOBS=2 runs two side by side, each on
-# half of the cores: a quarter faster in all, for the parts whose seconds no table shows, ablation and adaptation (bash 4.3 or
-# later). Stop it whenever you like: the next call resumes the run that was cut, and skips those that are done. To measure a
-# cell again, delete its json in results/.
+# half of the cores: a quarter faster in all (bash 4.3 or later). Stop it whenever you like: the next call resumes the run that was
+# cut, and skips those that are done. To measure a cell again, delete its json in results/.
 
 set -euo pipefail
 refuse() { echo "reproduce.sh: $1" >&2; exit 2; }

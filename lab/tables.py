@@ -7,10 +7,10 @@
     python lab/tables.py --ship runs/reproduce/dann_usps_strong_small_seed0
 
 A page holds a table between <!-- NAME: begin, by lab/tables.py --> and
-<!-- NAME: end -->, NAME being results, ablation, scores, speed, soak or
-evidence. --add copies the result.json of a finished run into results/, --ship
-writes what predicts of its checkpoint to checkpoint/<mode>_<target>.pt, with
-the result beside it.
+<!-- NAME: end -->, NAME being results, cells, pairs, ablation, scores, speed,
+soak or evidence. --add copies the result.json of a finished run into results/,
+--ship writes what predicts of its checkpoint to checkpoint/<mode>_<target>.pt,
+with the result beside it.
 """
 
 import argparse
@@ -19,7 +19,9 @@ import re
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import chain, product, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as this scrip
 import pandas as pd
 
 import report
-from losses import PSEUDO_LABEL_MEASURES
+from config import MODES, RECIPES
+from losses import PARTS, PSEUDO_LABEL_MEASURES
 from metrics import SCORES, collapse
 from model import ARCHITECTURES
 from plots import DOMAIN_COLOURS, DOMAIN_MARKERS, picture
@@ -37,24 +40,83 @@ from utils import Parser, UserError, atomic_path, run_script, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "ADAPTATION.md", "lab/README.md", "tests/README.md")
-MODES, TARGETS = ("source", "dann", "target"), ("svhn", "usps")
+TARGETS = ("svhn", "usps")
 NUM_CLASSES = 10  # of the digits
-VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers")  # within a cell of a table
-ALONE = ", 2 threads"  # in the device of a run that had the machine to itself; two side by side have a thread each
+VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers", "format")  # within a cell
 LOW_IS_GOOD = ("entropy",)  # of the validation scores; the others should be high
+
+
+class Cell(NamedTuple):
+    """Runs that differ in the seed alone; in the row of a table without domains, which are those of its columns."""
+
+    mode: str
+    recipe: str = "tuned"
+    arch: str = "small"
+    without: tuple[str, ...] = ()
+    with_source: bool = False
+    source: str = ""
+    target: str = ""
+
+    def flags(self) -> str:
+        """What one types for these runs after --train_mode."""
+        without = f" --without {' '.join(self.without)}" if self.without else ""
+        return f"{self.mode}{' --with_source' * self.with_source} --recipe {self.recipe} --arch {self.arch}{without}"
+
+
+Rows = dict[str, Cell | tuple[str, ...]]  # words -> runs of ours, or the numbers that others report, one a column
+
+
+def by_flags(*choices: Iterable[Any]) -> Rows:
+    """A row for each combination of what the fields of a cell may be."""
+    return {f"`{cell.flags()}`": cell for cell in starmap(Cell, product(*choices))}
+
+
+DOMAINS = {"mnist": "MNIST", "mnistm": "MNIST-M", "svhn": "SVHN", "usps": "USPS"}
+PAIRS = (("mnistm", "svhn"), ("mnistm", "usps"))  # source, target
+UNTUNED = (("mnist", "mnistm"), ("mnist", "usps"), ("usps", "mnist"))  # pairs on which nothing was chosen
 # Accuracy on the target's val set as the public implementation's README states it: the best epoch by target labels.
-PUBLISHED = {"source": (0.33940, 0.73522), "dann": (0.41745, 0.82392), "target": (0.93466, 0.98992)}
-# The ablation of recipe strong: words, recipe, mode, parts left out.
-ABLATION = [
-    ("source", "tuned", "source", ()),
-    ("+ augmentation", "strong", "source", ("distractors",)),
-    ("+ distractors", "strong", "source", ()),
-    ("+ adversarial (DANN)", "strong", "dann", ("teacher",)),
-    ("+ teacher: everything", "strong", "dann", ()),
-    ("everything but adversarial", "strong", "dann", ("adversarial",)),
-    ("everything but augmentation", "strong", "dann", ("augmentation",)),  # its distractors with it
-]
+PUBLISHED = {"source": ("0.33940", "0.73522"), "dann": ("0.41745", "0.82392"), "target": ("0.93466", "0.98992")}
+FIRST: Rows = {  # of the README
+    "source labels alone: `source`": Cell("source"),
+    "DANN as the paper has it: `dann --recipe paper`": Cell("dann", "paper"),
+    "DANN, our default: `dann`": Cell("dann"),
+    "with augmentation and pseudo-labels: `dann --recipe strong`": Cell("dann", "strong"),
+    "with target labels: `target --with_source --recipe strong`": Cell("target", "strong", with_source=True),
+    "*DANN, published implementation*": PUBLISHED["dann"],
+}
+ABLATION: Rows = {  # of recipe strong
+    "source": Cell("source"),
+    "+ steps, learning rate, weight decay": Cell("source", "strong", without=("augmentation",)),
+    "+ augmentation": Cell("source", "strong", without=("distractors",)),
+    "+ distractors": Cell("source", "strong"),
+    "+ BatchNorm statistics of the target": Cell("dann", "strong", without=("adversarial", "teacher")),
+    "+ adversarial (DANN)": Cell("dann", "strong", without=("teacher",)),
+    "+ teacher: everything": Cell("dann", "strong"),
+    "everything but adversarial": Cell("dann", "strong", without=("adversarial",)),
+    "everything but augmentation": Cell("dann", "strong", without=("augmentation",)),  # its distractors with it
+}
+REPORTED: Rows = {  # on UNTUNED, on official test splits
+    "*[DANN](https://arxiv.org/abs/1505.07818), source labels alone*": ("0.5225", "", ""),
+    "*[DANN](https://arxiv.org/abs/1505.07818)*": ("0.7666", "", ""),
+    "*DANN in [SKADA-Bench](https://arxiv.org/abs/2407.11676)*": ("", "0.926", "0.868"),
+    "*DANN in [PyKale](https://arxiv.org/abs/2106.09756), ten seeds*": ("", "0.804 ± 0.053", ""),
+    "*[MCD](https://arxiv.org/abs/1712.02560)*": ("", "0.942", "0.941"),
+    "*[CyCADA](https://arxiv.org/abs/1711.03213)*": ("", "0.956", "0.965"),
+    "*[SHOT](https://arxiv.org/abs/2002.08546)*": ("", "0.979", "0.980"),
+    "*[DIRT-T](https://arxiv.org/abs/1802.08735)*": ("0.989", "", ""),
+    "*[DANN](https://arxiv.org/abs/1505.07818), target labels*": ("0.9596", "", ""),
+}
 PLAIN = ("priors", "confusion")  # the parts of recipe tuned that plain DANN is without
+ACCURACIES: dict[str, tuple[Rows, Sequence[tuple[str, str]]]] = {  # block -> rows, pairs of domains
+    "results": (FIRST, PAIRS),
+    "cells": (
+        {f"*`{mode}`, published implementation*": numbers for mode, numbers in PUBLISHED.items()}
+        | by_flags(MODES, RECIPES, ARCHITECTURES, (PLAIN, ()), (False, True)),
+        PAIRS,
+    ),
+    "pairs": (by_flags(MODES, RECIPES) | REPORTED, UNTUNED),
+    "ablation": (ABLATION, PAIRS),
+}
 # What ADAPTATION.md shows: words, and the names of the runs in results/ with a place for the target.
 EVIDENCE = {
     "`source`": "source_{}_tuned_small_seed*",
@@ -71,19 +133,6 @@ EVIDENCE = {
     "`dann --recipe strong`, label shift": "adaptation/strong_{}_shifted_seed*",
 }
 
-
-class Cell(NamedTuple):
-    """What a table tells apart; runs of one cell differ in the seed."""
-
-    recipe: str
-    arch: str
-    mode: str
-    target: str
-    without: tuple[str, ...] = ()
-    source: str = "mnistm"
-    with_source: bool = False
-
-
 Result = dict[str, Any]
 Cells = dict[Cell, list[Result]]
 Points = dict[str, dict[str, list[tuple[float, float]]]]  # score -> target -> (score, true accuracy) of each run
@@ -94,12 +143,14 @@ Points = dict[str, dict[str, list[tuple[float, float]]]]  # score -> target -> (
 
 def read_result(file: Path) -> Result:
     """A training run's json in results/; UserError by file and key where it lacks what the tables state."""
-    result = read_json(file, target_val_accuracy=NUMBER, seconds=NUMBER, seed=int, select=str, device=str, command=str)
+    result = read_json(file, target_val_accuracy=MAYBE, seconds=NUMBER, seed=int, select=str, device=str, command=str)
     check_kinds(file, result, **dict.fromkeys(("versions", "images", "proxy_a_distance", "args"), dict))
     check_kinds(f"{file} args", result["args"], train_mode=str, target_file=str, recipe=str, arch=str)
     result["args"] = modern_args(result["args"])
+    split = result["args"]["eval_split"]
+    check_kinds(file, result, **{f"target_{split}_accuracy": NUMBER})
     check_kinds(f"{file} versions", result["versions"], torch=str)
-    check_kinds(f"{file} images", result["images"], target_val=int)
+    check_kinds(f"{file} images", result["images"], **{f"target_{split}": int})
     check_kinds(f"{file} proxy_a_distance", result["proxy_a_distance"], untrained=MAYBE, trained=MAYBE)
     for name in ("scores", "losses"):  # older runs have none
         result[name] = result.get(name) or {}
@@ -108,16 +159,32 @@ def read_result(file: Path) -> Result:
     return result
 
 
+def accuracy(result: Result) -> float:
+    """On the split of the target that --eval_split names."""
+    return float(result[f"target_{result['args']['eval_split']}_accuracy"])
+
+
+def size(result: Result) -> int:
+    """How many images `accuracy` is of."""
+    return int(result["images"][f"target_{result['args']['eval_split']}"])
+
+
+def on_one_set(results: list[Result]) -> list[Result]:
+    """The runs on the most images: those that are measured again on a larger set take the place of the others."""
+    return [result for result in results if size(result) == max(map(size, results))]
+
+
 def read_results(folder: Path) -> Cells:
     """Results of training runs by cell, each sorted by seed; UserError where a cell mixes kinds of runs."""
     cells: Cells = defaultdict(list)
     for file in sorted(folder.glob("*.json")):
         if file.name != "soak.json" and not file.name.startswith("benchmark-"):
             result = read_result(file)
-            args = result["args"]
-            kind = (args["recipe"], args["arch"], args["train_mode"], args["target_file"])
-            more = (tuple(args.get("without") or ()), args.get("source_file", "mnistm"), args.get("with_source", False))
-            cells[Cell(*kind, *more)].append(result)
+            args = {"source_file": "mnistm", "with_source": False, "without": ()} | result["args"]
+            without = tuple(part for part in PARTS if part in args["without"])
+            kind = (args["train_mode"], args["recipe"], args["arch"], without, args["with_source"])
+            cells[Cell(*kind, args["source_file"], args["target_file"])].append(result)
+    cells = {cell: sorted(on_one_set(found), key=lambda result: result["seed"]) for cell, found in cells.items()}
     for cell, found in cells.items():
         kinds = [
             {name: value for name, value in result["args"].items() if name not in VARYING and value}
@@ -126,12 +193,11 @@ def read_results(folder: Path) -> Cells:
         ]
         differing = sorted({name for kind in kinds for name in kind | kinds[0] if kind.get(name) != kinds[0].get(name)})
         if differing:
-            words = " ".join([*cell[:4], *(f"without {part}" for part in cell.without)])
             raise UserError(
-                f"{folder} has results of {words} that differ in {', '.join(differing)}; keep one kind and delete the "
-                "others."
+                f"{folder} has results of {cell.flags()}, {cell.source} to {cell.target}, that differ in "
+                f"{', '.join(differing)}; keep one kind and delete the others."
             )
-    return {cell: sorted(found, key=lambda result: result["seed"]) for cell, found in cells.items()}
+    return cells
 
 
 # Words and numbers of the tables
@@ -152,105 +218,55 @@ def spread(values: Iterable[float | None], digits: int = 3) -> str:
     return f"{statistics.mean(known):.{digits}f}{deviation}{count}"
 
 
-def accuracy_cell(results: list[Result], usual: int | None = None) -> str:
-    """Mean, deviation and worst, and how many images they are of where that is not the `usual` number; or a dash."""
-    values = [result["target_val_accuracy"] for result in results]
-    sizes = sorted({result["images"]["target_val"] for result in results} - {usual}) if usual else []
-    other = f", n = {' / '.join(f'{size:,}' for size in sizes)}" if sizes else ""
-    return f"{spread(values)} (worst {min(values):.3f}{other})" if values else "-"
+def accuracy_cell(results: list[Result], expected: int | None) -> str:
+    """Mean, deviation and worst, and how many images they are of where that is not the expected number; or a dash."""
+    other = "".join(f", n = {n:,}" for n in {size(result) for result in results} - {expected})
+    return f"{spread(map(accuracy, results))} (worst {min(map(accuracy, results)):.3f}{other})" if results else "-"
 
 
-def usual_sizes(results: list[Result]) -> dict[str, int]:
-    """By target how many val images most results are of."""
-    targets = {result["args"]["target_file"] for result in results}
+# Blocks of accuracies
+
+
+def results_of(cells: Cells, block: str) -> dict[str, list[list[Result]]]:
+    """The results of each row of ours, a list a pair of domains."""
+    rows, pairs = ACCURACIES[block]
     return {
-        target: statistics.mode(r["images"]["target_val"] for r in results if r["args"]["target_file"] == target)
-        for target in targets
+        words: [cells.get(row._replace(source=source, target=target), []) for source, target in pairs]
+        for words, row in rows.items()
+        if isinstance(row, Cell)
     }
 
 
-def seed_counts(found: list[list[Result]]) -> str:
-    counts = [str(len(results)) for results in found]
-    return counts[0] if len(set(counts)) == 1 else "/".join(counts)
-
-
-def pair(target: str) -> str:
-    return f"MNIST-M → {target.upper()}"
-
-
-# Block results
-
-
-def results_block(folder: Path) -> list[str]:
-    """Accuracy, a row per mode, recipe and network; the published numbers above their like; what they are of."""
-    cells = read_results(folder)
-    if not cells:
+def accuracies_block(folder: Path, block: str) -> list[str]:
+    """A row per kind of run that has a result, and for the numbers of others; a column per pair of domains."""
+    rows, pairs = ACCURACIES[block]
+    ours = results_of(read_results(folder), block)
+    if not any(map(any, ours.values())):
         return ["No results yet: `bash lab/reproduce.sh DATA_ROOT` makes them."]
-    known = {(cell.recipe, cell.arch, cell.without) for cell in cells if cell.without in ((), PLAIN)}
-    groups = sorted(known, key=lambda group: (group[0] != "tuned", group[1] != "small", not group[2]))
-    every = [result for found in cells.values() for result in found]
-    sizes = usual_sizes(every)
-    rows = []
-    for mode in MODES:
-        rows.append([mode, "*published implementation*", *(f"*{value:.5f}*" for value in PUBLISHED[mode]), "", "1"])
-        for recipe, arch, without in groups:
-            found = [cells.get(Cell(recipe, arch, mode, target, without), []) for target in TARGETS]
-            both = [result for results in found for result in results]
-            if both:
-                alone = all(ALONE in result["device"] for result in both)
-                seconds = f"{statistics.mean(result['seconds'] for result in both):.0f}" if alone else "-"
-                accuracies = [accuracy_cell(*both) for both in zip(found, map(sizes.get, TARGETS), strict=True)]
-                left_out = f" without {', '.join(without)}" if without else ""
-                rows.append([mode, f"{recipe}{left_out}, {arch}", *accuracies, seconds, seed_counts(found)])
-    heads = [f"{pair(target)}, n = {sizes[target]:,}" if target in sizes else pair(target) for target in TARGETS]
-    return [*table(["mode", "recipe, network", *heads, "seconds", "seeds"], rows), "", *footnotes(every)]
-
-
-def footnotes(results: list[Result]) -> list[str]:
-    """What a reader needs to weigh the table: what was chosen on what, machine, versions."""
-    devices, torches, selects = (
-        " and ".join(sorted({what(result) for result in results}))
-        for what in (lambda r: r["device"], lambda r: r["versions"]["torch"], lambda r: r["select"])
-    )
-    return [
-        "Accuracy on the target's val: mean ± standard deviation over the seeds and the worst seed; an accuracy p of n "
-        f"images has a binomial error of √(p (1 − p) / n). Checkpoint: {selects} step. Hyperparameters and network "
-        "`small` were chosen on labels of the targets' *train* split; on val nothing was chosen but the score that the "
-        "collapse warning goes by. The published numbers are of the best epoch by target labels, on larger val sets.",
-        "",
-        f"Seconds: of runs that had the machine to themselves. Measured on {devices}, torch {torches}; each run's "
-        "json, with its command, is in `results/`.",
+    sizes = [max(map(size, chain(*column)), default=None) for column in zip(*ours.values(), strict=True)]
+    heads = [
+        f"{DOMAINS[source]} → {DOMAINS[target]}" + (f", n = {n:,}" if n else "")
+        for (source, target), n in zip(pairs, sizes, strict=True)
     ]
+    lines = []
+    for words, row in rows.items():
+        found = ours.get(words, [])
+        if any(found):
+            counts = [str(len(results)) for results in found]
+            seeds = counts[0] if len(set(counts)) == 1 else "/".join(counts)
+            lines.append([words, *map(accuracy_cell, found, sizes), seeds])
+        elif not found:
+            lines.append([words, *(f"*{number}*" if number else "" for number in row), ""])
+    return table(["runs", *heads, "seeds"], lines)
 
 
-# Blocks ablation and scores
-
-
-def ablation_runs(cells: Cells) -> dict[str, list[list[Result]]]:
-    """Words of each row -> its results, a list a target."""
-    return {
-        words: [cells.get(Cell(recipe, "small", mode, target, without), []) for target in TARGETS]
-        for words, recipe, mode, without in ABLATION
-    }
-
-
-def ablation_block(folder: Path) -> list[str]:
-    """What each part of recipe strong is worth."""
-    found = ablation_runs(read_results(folder)).items()
-    rows = [[words, *map(accuracy_cell, results), seed_counts(results)] for words, results in found]
-    return [
-        "A row with + adds to the one above. Three bring more than they say: + augmentation the recipe's steps, "
-        "learning rate and weight decay, + adversarial BatchNorm statistics of the target, + teacher the averaged "
-        "weights, which predict from there on. Distractors are a part of the augmentation and are left out with it.",
-        "",
-        *table(["parts", *map(pair, TARGETS), "seeds"], rows),
-    ]
+# Block scores
 
 
 def scored_runs(cells: Cells) -> list[Result]:
-    """Every run of the ablation that logged the validation scores."""
-    every = (run for found in ablation_runs(cells).values() for results in found for run in results)
-    return [run for run in every if run["scores"]]
+    """The runs of the ablation that logged the validation scores, those of a target on one set of images."""
+    by_target = zip(*results_of(cells, "ablation").values(), strict=True)
+    return [run for found in by_target for run in on_one_set(list(chain(*found))) if run["scores"]]
 
 
 def score_points(cells: Cells) -> Points:
@@ -353,59 +369,43 @@ def draw_scores(points: Points, path: Path) -> None:
 
 def evidence_block(folder: Path) -> list[str]:
     """A row per kind of run and target that has results; what a run did not measure is a dash."""
-    rows = []
-    runs = {
-        (words, target): [read_result(file) for file in sorted(folder.glob(pattern.format(target) + ".json"))]
+    rows = [
+        [
+            words,
+            target.upper(),
+            f"{size(found[0]):,}",
+            accuracy_cell(found, size(found[0])),
+            spread(result.get("source_val_accuracy") for result in found),
+            spread((result["proxy_a_distance"]["untrained"] for result in found), 2),
+            spread((result["proxy_a_distance"]["trained"] for result in found), 2),
+            spread(result["losses"].get("L_d") for result in found),
+            spread(result["scores"].get("information") for result in found),
+            str(len(found)),
+        ]
         for words, pattern in EVIDENCE.items()
         for target in TARGETS
-    }
-    sizes = usual_sizes([result for found in runs.values() for result in found])
-    for (words, target), found in runs.items():
-        if found:
-            rows.append(
-                [
-                    words,
-                    target.upper(),
-                    accuracy_cell(found, sizes[target]),
-                    spread(result.get("source_val_accuracy") for result in found),
-                    spread((result["proxy_a_distance"]["untrained"] for result in found), 2),
-                    spread((result["proxy_a_distance"]["trained"] for result in found), 2),
-                    spread(result["losses"].get("L_d") for result in found),
-                    spread(result["scores"].get("information") for result in found),
-                    str(len(found)),
-                ]
-            )
-    head = ["runs", "target", "target val accuracy", "source val accuracy", "proxy A-distance, untrained", "trained"]
+        if (found := on_one_set([*map(read_result, sorted(folder.glob(pattern.format(target) + ".json")))]))
+    ]
+    head = ["runs", "target", "n", "target accuracy", "source accuracy", "proxy A-distance, untrained", "trained"]
     return table([*head, "domain loss at the end", "information", "seeds"], rows)
 
 
 # Block speed: words -> key, of the columns of a table or of its rows
 
-TRAINING = {
-    "`train.py`": "images_per_second",
-    "plain recipe": "plain_images_per_second",
-    "times": "times_plain",
-    "of the bare step": "share_of_bare",
-    "of a matrix product": "share_of_matrix_rate",
-}
-PREDICTION = {
-    "`inference.py`": "images_per_second",
-    "batch size 1": "batch_size_1_images_per_second",
-    "times": "times_batch_size_1",
-    "of decoding and forward pass": "share_of_decode_and_forward",
-}
 BY_NETWORK = {
-    "training": (
-        "Training, images/s. The plain recipe is what one writes first: a `DataLoader` over files, float32, batches of "
-        "100; the bare step is ours on a batch that lies in memory; the last column is its rate of operations beside "
-        "that of a large matrix product.",
-        TRAINING,
-    ),
-    "prediction": (
-        "Prediction from PNGs, images/s; beside it batch size 1 in float32, and decoding and forward pass measured "
-        "alone, one after the other.",
-        PREDICTION,
-    ),
+    "training": {
+        "`train.py`": "images_per_second",
+        "plain recipe": "plain_images_per_second",
+        "times": "times_plain",
+        "of the bare step": "share_of_bare",
+        "of a matrix product": "share_of_matrix_rate",
+    },
+    "prediction": {
+        "`inference.py`": "images_per_second",
+        "batch size 1": "batch_size_1_images_per_second",
+        "times": "times_batch_size_1",
+        "of decoding and forward pass": "share_of_decode_and_forward",
+    },
 }
 START = {
     "imports, s": "import_train_seconds",
@@ -435,14 +435,14 @@ def speed_block(folder: Path) -> list[str]:
             check_kinds(f"{file} {part}", measured, device=str, repeats=int)
         repeats, devices = (sorted({str(part[key]) for part in found.values()}) for key in ("repeats", "device"))
         lines += ["", f"Medians of {' or '.join(repeats)}, {' and '.join(devices)}."]
-        for part, (words, columns) in BY_NETWORK.items():
-            networks = [arch for arch in ARCHITECTURES if arch in found.get(part, {})]
+        for part, columns in BY_NETWORK.items():
             rows = [
                 [f"`{arch}`", *numbers(f"{file} {part} {arch}", found[part][arch], columns.values())]
-                for arch in networks
+                for arch in ARCHITECTURES
+                if arch in found.get(part, {})
             ]
             if rows:
-                lines += ["", words, "", *table(["network", *columns], rows)]
+                lines += ["", *table([f"{part}, images/s", *columns], rows)]
         if start := found.get("start"):
             values = numbers(f"{file} start", start, START.values())
             lines += ["", *table(["start of `train.py`", ""], zip(START, values, strict=True))]
@@ -487,9 +487,8 @@ def soak_block(folder: Path) -> list[str]:
 # The pages
 
 
-BLOCKS = {
-    "results": results_block,
-    "ablation": ablation_block,
+BLOCKS: dict[str, Callable[[Path], list[str]]] = {
+    **{block: partial(accuracies_block, block=block) for block in ACCURACIES},
     "scores": scores_block,
     "speed": speed_block,
     "soak": soak_block,
