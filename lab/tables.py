@@ -95,7 +95,7 @@ ABLATION: Rows = {  # of recipe strong
     "everything but adversarial": Cell("dann", "strong", without=("adversarial",)),
     "everything but augmentation": Cell("dann", "strong", without=("augmentation",)),  # its distractors with it
 }
-REPORTED: Rows = {  # on UNTUNED, on official test splits
+REPORTED: Rows = {  # by papers, on UNTUNED
     "*[DANN](https://arxiv.org/abs/1505.07818), source labels alone*": ("0.5225", "", ""),
     "*[DANN](https://arxiv.org/abs/1505.07818)*": ("0.7666", "", ""),
     "*DANN in [SKADA-Bench](https://arxiv.org/abs/2407.11676)*": ("", "0.926", "0.868"),
