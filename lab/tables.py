@@ -14,7 +14,6 @@ with the result beside it.
 """
 
 import argparse
-import math
 import re
 import statistics
 import sys
@@ -27,14 +26,14 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as this script may be run from anywhere
 
+import numpy as np
 import pandas as pd
 
 import report
 from config import MODES, RECIPES
-from losses import PARTS, PSEUDO_LABEL_MEASURES
-from metrics import SCORES, collapse
+from losses import PARTS
+from metrics import VALIDATORS, collapse
 from model import ARCHITECTURES
-from plots import DOMAIN_COLOURS, DOMAIN_MARKERS, picture
 from runs import MAYBE, NUMBER, check_kinds, load_checkpoint, modern_args, read_json, save_checkpoint, write_json
 from utils import Parser, UserError, atomic_path, run_script, shown
 
@@ -43,7 +42,6 @@ PAGES = ("README.md", "ADAPTATION.md", "lab/README.md", "tests/README.md")
 TARGETS = ("svhn", "usps")
 NUM_CLASSES = 10  # of the digits
 VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers", "format")  # within a cell
-LOW_IS_GOOD = ("entropy",)  # of the validation scores; the others should be high
 
 
 class Cell(NamedTuple):
@@ -135,7 +133,6 @@ EVIDENCE = {
 
 Result = dict[str, Any]
 Cells = dict[Cell, list[Result]]
-Points = dict[str, dict[str, list[tuple[float, float]]]]  # score -> target -> (score, true accuracy) of each run
 
 
 # Reading
@@ -174,16 +171,20 @@ def on_one_set(results: list[Result]) -> list[Result]:
     return [result for result in results if size(result) == max(map(size, results))]
 
 
+def training_results(files: Iterable[Path]) -> list[Path]:
+    """Those that are of a training run, sorted."""
+    return sorted(file for file in files if file.name != "soak.json" and not file.name.startswith("benchmark-"))
+
+
 def read_results(folder: Path) -> Cells:
     """Results of training runs by cell, each sorted by seed; UserError where a cell mixes kinds of runs."""
     cells: Cells = defaultdict(list)
-    for file in sorted(folder.glob("*.json")):
-        if file.name != "soak.json" and not file.name.startswith("benchmark-"):
-            result = read_result(file)
-            args = {"source_file": "mnistm", "with_source": False, "without": ()} | result["args"]
-            without = tuple(part for part in PARTS if part in args["without"])
-            kind = (args["train_mode"], args["recipe"], args["arch"], without, args["with_source"])
-            cells[Cell(*kind, args["source_file"], args["target_file"])].append(result)
+    for file in training_results(folder.glob("*.json")):
+        result = read_result(file)
+        args = {"source_file": "mnistm", "with_source": False, "without": ()} | result["args"]
+        without = tuple(part for part in PARTS if part in args["without"])
+        kind = (args["train_mode"], args["recipe"], args["arch"], without, args["with_source"])
+        cells[Cell(*kind, args["source_file"], args["target_file"])].append(result)
     cells = {cell: sorted(on_one_set(found), key=lambda result: result["seed"]) for cell, found in cells.items()}
     for cell, found in cells.items():
         kinds = [
@@ -263,105 +264,92 @@ def accuracies_block(folder: Path, block: str) -> list[str]:
 # Block scores
 
 
-def scored_runs(cells: Cells) -> list[Result]:
-    """The runs of the ablation that logged the validation scores, those of a target on one set of images."""
-    by_target = zip(*results_of(cells, "ablation").values(), strict=True)
-    return [run for found in by_target for run in on_one_set(list(chain(*found))) if run["scores"]]
+def runs_by_pair(folder: Path) -> dict[str, list[Result]]:
+    """Every run that saw no label of the target, by pair of domains, network and val set."""
+    found: dict[str, list[Result]] = defaultdict(list)
+    for file in training_results(folder.rglob("*.json")):
+        result = read_result(file)
+        args = result["args"]
+        if args["train_mode"] != "target" and args["eval_split"] == "val":  # test stands for one number a recipe
+            shifted = ", label shift" if "shifted" in str(args.get("data_root")) else ""
+            domains = f"{DOMAINS[args.get('source_file', 'mnistm')]} → {DOMAINS[args['target_file']]}"
+            found[f"{domains}{shifted}, `{args['arch']}`, n = {size(result):,}"].append(result)
+    return dict(sorted(found.items()))
 
 
-def score_points(cells: Cells) -> Points:
-    """Each validation score beside the true accuracy, over the runs of the ablation that have it."""
-    points: Points = {
-        score: {target: [] for target in TARGETS} for score in ("source_val_accuracy", *SCORES, *PSEUDO_LABEL_MEASURES)
-    }
-    for run in scored_runs(cells):
-        for score, by_target in points.items():
-            value = run["scores"].get(score, run.get(score))
-            if value is not None:
-                by_target[run["args"]["target_file"]].append((value, run["target_val_accuracy"]))
-    return points
+def validations(result: Result) -> list[Result]:
+    """Each validation of a run with its scores; of older runs the last alone."""
+    last = {"target_val_accuracy": result["target_val_accuracy"], "source_val_accuracy": result["source_val_accuracy"]}
+    return result.get("validations") or [last | result["scores"]]
 
 
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's rho, None for fewer than three pairs or a constant."""
-    rho = pd.Series(a).rank().corr(pd.Series(b).rank()) if len(a) > 2 else math.nan
-    return None if math.isnan(rho) else float(rho)
+def weighted_spearman(scores: Sequence[float], accuracies: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, -1..1, in which high scores, which are those chosen, weigh more.
+
+    Each point weighs the square of the dense rank of its score; None for fewer than three points or a constant.
+    Source: Musgrave et al., arXiv 2208.07360.
+    """
+    if len(scores) < 3 or min(scores) == max(scores) or min(accuracies) == max(accuracies):
+        return None
+    weights = pd.Series(scores).rank(method="dense") ** 2
+    covariance = np.cov(pd.Series(scores).rank(), pd.Series(accuracies).rank(), aweights=weights)
+    return float(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]))
 
 
-def rank_scores(points: Points) -> dict[str, dict[str, float | None]]:
-    """Spearman's rho of each score by target, the score that ranks best over the targets first; None: not defined."""
-    found = {
-        score: {target: rank_correlation(*zip(*pairs, strict=True)) if pairs else None for target, pairs in by.items()}
-        for score, by in points.items()
-    }
-
-    def worth(score: str) -> float:
-        known = [rho for rho in found[score].values() if rho is not None]
-        return (-1 if score in LOW_IS_GOOD else 1) * statistics.mean(known) if known else -math.inf
-
-    return {score: found[score] for score in sorted(found, key=worth, reverse=True)}
+def lost_by_choice(scores: Sequence[float], accuracies: Sequence[float]) -> float:
+    """Accuracy lost by taking the highest score, of equal ones the first, instead of the highest accuracy."""
+    return max(accuracies) - accuracies[scores.index(max(scores))]
 
 
 def scores_block(folder: Path) -> list[str]:
-    """How each validation score ranks with the true accuracy, the best first, and when the collapse warning comes."""
-    cells = read_results(folder)
-    points = score_points(cells)
-    rows = [
-        [
-            score.replace("_", " "),
-            "low" if score in LOW_IS_GOOD else "high",
-            *(f"{shown(rho[target], 2)} ({len(pairs)} runs)" for target, pairs in points[score].items()),
-        ]
-        for score, rho in rank_scores(points).items()
-    ]
-    return [
-        "Spearman's rank correlation of validation scores without labels with the true accuracy, over the runs of the "
-        "ablation:",
-        "",
-        *table(["validation score", "should be", *map(str.upper, TARGETS)], rows),
-        "",
-        warning_line(scored_runs(cells)),
-    ]
-
-
-def warning_line(runs: list[Result]) -> str:
-    """On which runs the collapse warning comes, and on which it is silent, by their accuracies."""
-    words = []
-    for warned in (True, False):
-        for target in TARGETS:
-            found = [
-                run["target_val_accuracy"]
-                for run in runs
-                if run["args"]["target_file"] == target
-                and run["scores"].get("diversity") is not None
-                and bool(collapse(run["scores"], NUM_CLASSES, run["images"]["target_val"])) == warned
+    """Of each validation score its weighted correlation with the accuracy by pair, and what choosing by it costs."""
+    pairs = runs_by_pair(folder)
+    points = {pair: [point for run in found for point in validations(run)] for pair, found in pairs.items()}
+    rows = []
+    for score in (*VALIDATORS, "source_val_accuracy"):
+        cells, lost = [], []
+        for found in points.values():
+            known = [
+                (p[score], p["target_val_accuracy"])
+                for p in found
+                if None not in (p.get(score), p["target_val_accuracy"])
             ]
-            accuracies = f" (accuracy {min(found):.3f} to {max(found):.3f})" if found else ""
-            words.append(f"{len(found)} on {target.upper()}{accuracies}")
-    return (
-        "At a run's end a warning says that its answers are unsure where entropy is above a quarter of diversity: on "
-        f"{words[0]} and {words[1]} of these runs. It is silent on {words[2]} and {words[3]}."
-    )
+            values, accuracies = [value for value, _ in known], [accuracy for _, accuracy in known]
+            if len(known) < 10:  # a choice among a few says nothing
+                cells.append("-")
+                continue
+            cells.append(f"{shown(weighted_spearman(values, accuracies), 2)} ({len(known)})")
+            lost.append(lost_by_choice(values, accuracies))
+        means = [f"{statistics.mean(lost):.3f}", f"{max(lost):.3f}"] if lost else ["-", "-"]
+        rows.append([f"`{score}`", *cells, *means])
+    return [
+        *table(["score", *pairs, "accuracy lost, mean", "worst pair"], rows),
+        "",
+        *table(
+            ["runs", "warned of their answers", "not warned", "harmful `dann`, named", "harmless, named"],
+            [[pair, *warned_cells(found)] for pair, found in pairs.items()],
+        ),
+    ]
 
 
-def draw_scores(points: Points, path: Path) -> None:
-    """Draw true target accuracy over each validation score, a panel a score, a colour a target."""
-    columns = 4
-    rows = -(-len(points) // columns)
-    with picture(path, 13, 3.2 * rows) as figure:
-        grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
-        for axes, (score, by_target) in zip(grid, points.items(), strict=False):
-            for i, (target, pairs) in enumerate(by_target.items()):
-                x, y = [value for value, _ in pairs], [accuracy for _, accuracy in pairs]
-                axes.scatter(x, y, s=26, alpha=0.8, c=DOMAIN_COLOURS[i], marker=DOMAIN_MARKERS[i], label=target.upper())
-            axes.set_xlabel(score.replace("_", " "))
-            axes.locator_params(axis="x", nbins=5)
-            axes.grid(alpha=0.3)
-        for axes in grid[::columns]:
-            axes.set_ylabel("accuracy on the target's val")
-        for axes in grid[len(points) :]:
-            axes.set_axis_off()
-        grid[0].legend()
+def warned_cells(runs: list[Result]) -> list[str]:
+    """Of a pair's runs how many the warnings name, with their accuracies; of the adapted ones by whether they lost."""
+    by_warning: dict[bool, list[float]] = {True: [], False: []}
+    for run in runs:
+        if run["scores"].get("diversity") is not None:
+            by_warning[bool(collapse(run["scores"], NUM_CLASSES, size(run)))].append(accuracy(run))
+    answers = [
+        f"{len(found)} ({min(found):.3f} to {max(found):.3f})" if found else "0" for found in by_warning.values()
+    ]
+    source = [
+        accuracy(run) for run in runs if run["args"]["train_mode"] == "source" and run["args"]["recipe"] == "tuned"
+    ]
+    named: dict[bool, list[bool]] = {True: [], False: []}
+    for run in runs:
+        if source and run.get("source_only"):
+            harmful = accuracy(run) < statistics.mean(source) - 0.01
+            named[harmful].append(any("may have done harm" in warning for warning in run["warnings"]))
+    return answers + [f"{sum(found)} of {len(found)}" for found in named.values()]
 
 
 # Block evidence
@@ -548,8 +536,6 @@ def rebuild(check: bool) -> list[str]:
                     part.write_text(new, encoding="utf-8")
                 changed.append(name)
             print(f"{name}: {'rewritten' if new != old else 'up to date'}")
-    if not check:
-        draw_scores(score_points(read_results(folder)), folder / "figures" / "scores.png")
     return changed
 
 

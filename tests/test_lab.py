@@ -21,7 +21,6 @@ import train
 from config import read_settings
 from dataset import Domain, list_split
 from lab import benchmark, tables
-from metrics import unsure
 from runs import FORMAT, load_checkpoint, write_json
 from utils import UserError
 
@@ -246,41 +245,38 @@ def test_an_evidence_row_says_how_many_runs_measured_what(project: Path) -> None
     ]
 
 
-def ablation_results(folder: Path) -> None:
-    """Five rows on USPS, two seeds each: entropy falls as the accuracy rises, diversity says nothing."""
-    for i, words in enumerate(("source", "+ augmentation", "+ distractors", NO_TEACHER, EVERYTHING)):
-        cell = tables.ABLATION[words]
-        assert isinstance(cell, tables.Cell)
-        for seed in range(2):
-            content = result(cell.mode, "usps", seed, 0.5 + 0.1 * i)
-            content["args"] |= {"recipe": cell.recipe, "without": list(cell.without)}
-            content["scores"] = {"entropy": 1 - 0.2 * i, "diversity": 2.0, INFORMATION: 1 + 0.3 * i}
-            write_json(folder / f"{i}_{seed}.json", content)
+def test_a_score_that_follows_the_accuracy_has_correlation_one_and_loses_nothing(tmp_path: Path) -> None:
+    """A run of ten validations, whose entropy is of no use and whose information rises with the accuracy."""
+    line = {"source_val_accuracy": 0.9, "bnm": None}
+    found = [line | {"target_val_accuracy": 0.1 * i, "information": i**2, "snd": -i} for i in range(10)]
+    write_json(tmp_path / "a.json", result("dann", "usps", 0, 0.9) | {"validations": found})
+    block = tables.scores_block(tmp_path)
+    assert row(block, "`information`") == ["`information`", "1.00 (10)", "0.000", "0.000"]
+    assert row(block, "`snd`")[1:] == ["-1.00 (10)", "0.900", "0.900"]
+    assert row(block, "`source_val_accuracy`")[1] == "- (10)"
+    assert row(block, "`bnm`")[1:] == ["-", "-", "-"]
 
 
-def test_scores_are_ranked_with_the_true_accuracy_the_best_first_and_drawn(project: Path) -> None:
-    shutil.rmtree(project / "results")
-    ablation_results(project / "results")
-    block = tables.scores_block(project / "results")
-    assert row(block, "entropy") == ["entropy", "low", "- (0 runs)", "-1.00 (10 runs)"]
-    assert row(block, "diversity")[2:] == ["- (0 runs)", "- (10 runs)"]
-    names = [line.split("|")[1].strip() for line in block if line.startswith("|")]
-    assert names.index("entropy") < names.index("diversity")
-    tables.main([])
-    assert (project / "results" / "figures" / "scores.png").read_bytes().startswith(b"\x89PNG")
+def test_the_correlation_weighs_high_scores_more() -> None:
+    assert tables.weighted_spearman([1, 2, 3, 4], [1, 4, 9, 16]) == pytest.approx(1)
+    swapped_low, swapped_high = ([2, 1, 3, 4], [1, 2, 4, 3])
+    low, high = (tables.weighted_spearman([1, 2, 3, 4], order) for order in (swapped_low, swapped_high))
+    assert low == pytest.approx(0.9295, abs=1e-4)  # by hand, weights 1, 4, 9, 16
+    assert high == pytest.approx(0.3768, abs=1e-4)
+    assert tables.weighted_spearman([1, 2], [1, 2]) is None
+    assert tables.weighted_spearman([1, 1, 1], [1, 2, 3]) is None
 
 
-def test_the_page_says_which_runs_the_collapse_warning_names(tmp_path: Path) -> None:
-    ablation_results(tmp_path)  # entropy 1, 0.8, 0.6, then below a quarter of the diversity
-    line = tables.scores_block(tmp_path)[-1]
-    assert re.findall(r"(\d+) on (\w+)", line) == [("0", "SVHN"), ("6", "USPS"), ("0", "SVHN"), ("4", "USPS")]
-    assert re.findall(r"0\.\d+", line) == ["0.500", "0.700", "0.800", "0.900"]
-
-
-def test_rank_correlation_is_spearmans() -> None:
-    assert tables.rank_correlation([1, 2, 3, 4], [1, 4, 9, 16]) == pytest.approx(1)
-    assert tables.rank_correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(0.8)  # 1 - 6 * 4 / (5 * 24)
-    assert tables.rank_correlation([1, 2], [1, 2]) is None
+def test_the_page_says_which_runs_the_warnings_name(tmp_path: Path) -> None:
+    """Of adapted runs at 0.5 and 0.9 where the source has 0.8 the first is harmful; both are warned of."""
+    scores = {"entropy": 0.0, "diversity": math.log(10), "top_class_share": 0.1}
+    kinds = (("source", 0.8, None), ("dann", 0.5, {"agreement": 0.1}), ("dann", 0.9, {"agreement": 0.9}))
+    for i, (mode, right, compared) in enumerate(kinds):
+        warned = ["adaptation may have done harm: ..."] if compared else []
+        more = {"scores": scores, "source_only": compared, "warnings": warned}
+        write_json(tmp_path / f"{i}.json", result(mode, "usps", i, right) | more)
+    line = tables.scores_block(tmp_path)[-1].split(" | ")
+    assert line[-4:] == ["0", "3 (0.500 to 0.900)", "1 of 1", "1 of 1 |"]
 
 
 def test_counts_of_the_soak_stand_beside_those_refused_and_none_are_stated_before_there_is_one(tmp_path: Path) -> None:
@@ -452,21 +448,6 @@ def test_the_ablation_holds_what_the_readme_says_of_the_parts() -> None:
     lost = {words: svhn[EVERYTHING] - svhn[words] for words in (NO_ADVERSARY, NO_VIEWS, NO_TEACHER)}
     assert sorted(lost, key=lost.__getitem__) == [NO_ADVERSARY, NO_TEACHER, NO_VIEWS]
     assert 0.2 < lost[NO_VIEWS] / svhn[EVERYTHING] < 0.3
-
-
-def test_information_ranks_best_and_fails_and_the_warning_of_unsure_answers_comes_where_the_page_says() -> None:
-    of_one_set(*rows("svhn").values())
-    ranked = tables.rank_scores(tables.score_points(tables.read_results(PROJECT / "results")))
-    assert next(iter(ranked)) == INFORMATION
-    for name in ("source_val_accuracy", "teacher_agreement", "pseudo_label_coverage"):
-        assert (ranked[name]["svhn"] or 0) < -0.3
-    information = means("svhn", lambda run: run["scores"][INFORMATION])
-    right = means("svhn", lambda run: run["target_val_accuracy"])
-    adapted = [words for words, found in rows("svhn").items() if found[0]["args"]["train_mode"] == "dann"]
-    assert min(adapted, key=right.__getitem__) == NO_VIEWS == max(adapted, key=information.__getitem__)
-    assert not any(unsure(run["scores"]) for run in rows("svhn")[NO_VIEWS])
-    for words in ("+ augmentation", "+ distractors"):
-        assert all(unsure(run["scores"]) and run["target_val_accuracy"] > 0.6 for run in rows("svhn")[words])
 
 
 # The runs behind the pages
