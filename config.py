@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from cache import user_folder
 from losses import PARTS
 from model import ARCHITECTURES, annealed, one_cycle
 from runs import summary_writer
@@ -66,6 +67,7 @@ class Settings:
     target_file: str | None
     size: int
     num_workers: int
+    cache: Path | None  # folder of decoded images; None: none is kept
     recipe: str
     without: tuple[str, ...]
     with_source: bool
@@ -92,7 +94,7 @@ class Settings:
     def plain(self) -> dict[str, Any]:
         """The flags as plain values, for args.json, checkpoints and results."""
         flags = {each.name: getattr(self, each.name) for each in fields(self)}
-        for name in ("numbered", "resume", "values"):
+        for name in ("numbered", "resume", "values", "cache"):
             del flags[name]
         flags |= {"batch_size": self.values.batch_size, "learning_rate": self.values.lr, "without": list(self.without)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
@@ -169,6 +171,14 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         default=0,
         metavar="N",
         help="threads that decode images; 0: one per core (default). Results do not depend on it",
+    )
+    data.add_argument(
+        "--cache",
+        type=lambda text: None if text == "none" else user_path(text),
+        default=user_folder(),
+        metavar="DIR|none",
+        help="folder that keeps decoded images for the next run, safe to delete (default: dann-digits in the user's "
+        "cache folder); none: keep none",
     )
     length = parser.add_argument_group("recipe and length")
     length.add_argument(
@@ -311,6 +321,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         target_file=args.target_file,
         size=args.size,
         num_workers=args.num_workers,
+        cache=args.cache,
         recipe=args.recipe,
         without=tuple(part for part in PARTS if part in args.without),
         with_source=args.with_source,

@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from cache import Stored
 from dataset import Domain, some_rows
 from losses import entropy, entropy_and_diversity
 from model import DANN
@@ -31,7 +32,7 @@ SCORES = ("entropy", "diversity", "information_maximisation", "soft_neighbourhoo
 
 def predict(
     net: DANN,
-    images: Tensor,
+    images: Tensor | Stored,
     batch_size: int | None = None,
     domain: int | None = None,
     precision: torch.dtype = torch.float32,
@@ -46,7 +47,9 @@ def predict(
     net.eval()
     features, probabilities = [], []
     with torch.inference_mode(), torch.autocast(net.device.type, precision, enabled=precision != torch.float32):
-        for batch in images.split(batch_size or EVAL_BATCH.get(net.device.type, 2048)):
+        size = batch_size or EVAL_BATCH.get(net.device.type, 2048)
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
             f = net.features(batch.to(net.device).permute(0, 3, 1, 2), domain)  # [B, F]
             features.append(f.float().cpu())
             probabilities.append(net.label_classifier(f).float().softmax(1).cpu())  # [B, K]

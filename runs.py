@@ -9,6 +9,7 @@ running code from them.
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
@@ -18,14 +19,16 @@ import time
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from cache import facts_of
 from dataset import Domain
 from losses import ClassPriors, Teacher
 from model import DANN, SOURCE, TARGET
@@ -49,7 +52,7 @@ class Run:
     total_steps: int
     teacher: Teacher | None = None
     priors: ClassPriors | None = None
-    fingerprint: int = 0  # of the data, see there
+    fingerprint: str = ""  # of the data, see there
     precision: torch.dtype = torch.float32  # of the training step
     began: float = field(default_factory=time.monotonic)
     step: int = 0
@@ -556,7 +559,7 @@ def check_same_run(folder: Path, now: dict[str, Any]) -> None:
         )
 
 
-def restore(run: Run, checkpoint: dict[str, Any]) -> None:
+def restore(run: Run, checkpoint: dict[str, Any], trained_on: Sequence[Domain | None]) -> None:
     """Take up weights, optimizer and counters of a checkpoint; UserError when it cannot be resumed."""
     path, state = run.folder / "last.pt", checkpoint["resume"]
     args = checkpoint["args"]
@@ -578,7 +581,8 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
         run.images_seen, run.distance_before = int(state["images_seen"]), state["distance_before"]
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is of another network than this run's; use another --run_name.") from error
-    if state.get("data", run.fingerprint) != run.fingerprint:
+    before = state.get("data", run.fingerprint)
+    if before != (pixel_fingerprint(trained_on) if isinstance(before, int) else run.fingerprint):
         raise UserError(
             f"{path} cannot be resumed: the images or labels that it was trained on have changed; restore them or use "
             "another --run_name."
@@ -588,11 +592,21 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
             file.unlink()
 
 
-def fingerprint(domains: Iterable[Domain | None]) -> int:
-    """CRC-32 of the labels and pixels that a run trains on."""
+def fingerprint(domains: Iterable[Domain | None]) -> str:
+    """A hash of the labels and of the images' checksums that a run trains on."""
+    found = hashlib.sha256()
+    for domain in filter(None, domains):
+        sums = facts_of(np.asarray(domain.images))["checksum"] if domain.checksums is None else domain.checksums
+        found.update(sums.tobytes() + (b"" if domain.labels is None else domain.labels.numpy().tobytes()))
+    return found.hexdigest()
+
+
+def pixel_fingerprint(domains: Iterable[Domain | None]) -> int:
+    """What checkpoints had instead before there was a cache: CRC-32 of all labels and pixels."""
     crc = 0
-    for tensor in (tensor for domain in domains if domain for tensor in (domain.labels, domain.images)):
-        if tensor is not None:
-            content: Any = tensor.contiguous().numpy()
-            crc = zlib.crc32(content, crc)
+    for domain in filter(None, domains):
+        if domain.labels is not None:
+            crc = zlib.crc32(domain.labels.numpy().tobytes(), crc)
+        for start in range(0, len(domain), 4096):
+            crc = zlib.crc32(domain.images[start : start + 4096].numpy().tobytes(), crc)
     return crc

@@ -27,6 +27,7 @@ from torch import Tensor
 
 import config
 from augment import views
+from cache import NO_CACHE, Cache
 from config import Recipe, Settings, read_settings
 from dataset import (
     Batches,
@@ -224,13 +225,14 @@ def load_data(settings: Settings) -> Data:
         if test is None or not may_have_labels(test):
             place = settings.data_root / target / "test.csv"
             raise UserError(f"--eval_split test needs a labelled {place}; use --eval_split val.")
-    read = partial(read_split, settings)
-    labelled = read_domain(listing, classes, settings.size, settings.num_workers, f"read {labelled_name} train")
+    cache = Cache(settings.cache)
+    read = partial(read_split, settings, cache)
+    in_full = partial(read_domain, size=settings.size, workers=settings.num_workers, cache=cache)
+    labelled = in_full(listing, classes, label=f"read {labelled_name} train")
     unlabelled = read(target, "train", None) if mode == "dann" and target else None
     labelled_t = None
     if settings.with_source and target:
-        also = to_train_on(settings, target)
-        labelled_t = read_domain(also, classes, settings.size, settings.num_workers, f"read {target} train")
+        labelled_t = in_full(to_train_on(settings, target), classes, label=f"read {target} train")
     source_val = read(source, "val", classes) if reads_source else None
     target_val = read(target, "val", classes) if target else None
     sample = None
@@ -238,6 +240,7 @@ def load_data(settings: Settings) -> Data:
         sample = read(target, "val", None, SAMPLE_IMAGES)
         if sample is None:
             sample = unlabelled.some(SAMPLE_IMAGES) if unlabelled else read(target, "train", None, SAMPLE_IMAGES)
+    cache.tell()
     if {"source_val": source_val, "target_val": target_val}.get(settings.select, labelled) is None:
         domain = source if settings.select == "source_val" else target
         where = settings.data_root / domain / "val.csv" if domain else "val.csv of a --target_file"
@@ -246,16 +249,16 @@ def load_data(settings: Settings) -> Data:
 
 
 def read_split(
-    settings: Settings, domain: str, split: str, classes: list[str] | None, limit: int | None = None
+    settings: Settings, cache: Cache, domain: str, split: str, classes: list[str] | None, limit: int | None = None
 ) -> Domain | None:
-    """A split of a domain in memory, or some `limit` of its images; None and labels as in `listed`."""
+    """A split of a domain, or some `limit` of its images; None and labels as in `listed`."""
     foreign = settings.train_mode != "target" and domain != settings.source_file
     found = listed(settings.data_root, domain, split, classes, foreign)
     if found is None:
         return None
     if limit:
-        found = found.of(some_rows(len(found.names), limit))
-    return read_domain(found, classes, settings.size, settings.num_workers, f"read {domain} {split}")
+        found, cache = found.of(some_rows(len(found.names), limit)), NO_CACHE
+    return read_domain(found, classes, settings.size, settings.num_workers, f"read {domain} {split}", cache)
 
 
 # Network
@@ -264,6 +267,7 @@ def read_split(
 def start_run(settings: Settings, folder: Path, data: Data, device: torch.device, ranks: Ranks) -> Run:
     """Network, optimizer and counters, new or, with --resume, as last.pt has them; rank 0 writes args.json."""
     mode, recipe = settings.train_mode, settings.values
+    trained_on = (data.labelled, data.unlabelled, data.labelled_t)
     seed_step(settings.seed, -1)
     predict_as = SOURCE if mode == "source" else TARGET  # source: no statistics of a target are learnt
     net = DANN(len(data.classes), settings.arch, settings.size, predict_as, recipe.norm).to(device)
@@ -275,7 +279,7 @@ def start_run(settings: Settings, folder: Path, data: Data, device: torch.device
         optimizer,
         settings.total_steps(len(data.labelled)),
         teacher=Teacher(net, recipe.ema_decay, recipe.threshold) if "teacher" in recipe.parts else None,
-        fingerprint=fingerprint((data.labelled, data.unlabelled, data.labelled_t)),
+        fingerprint=fingerprint(trained_on),
         precision=choose_precision(settings.precision, device),
     )
     if "priors" in recipe.parts and data.labelled.labels is not None:
@@ -283,7 +287,7 @@ def start_run(settings: Settings, folder: Path, data: Data, device: torch.device
     if mode != "dann":
         net.domain_classifier.requires_grad_(False)  # not trained
     if settings.resume and (folder / "last.pt").exists():
-        restore(run, load_checkpoint(folder / "last.pt"))
+        restore(run, load_checkpoint(folder / "last.pt"), trained_on)
     elif ranks.main:
         target = data.target_val or data.target_sample
         run.distance_before = domain_distance(answers(net, data.source_val, SOURCE), answers(net, target))
@@ -533,7 +537,7 @@ def on_test(run: Run, data: Data, settings: Settings) -> Answers | None:
     if settings.eval_split != "test" or settings.target_file is None:
         return None
     try:
-        test = read_split(settings, settings.target_file, "test", data.classes)
+        test = read_split(settings, NO_CACHE, settings.target_file, "test", data.classes)
         if test is None:
             raise UserError(f"the test of {settings.data_root / settings.target_file} has no label of a class")
     except UserError as error:
@@ -640,7 +644,7 @@ def draw_answers(folder: Path, names: tuple[str | None, str], data: Data, measur
             labels, p = domain.labels.numpy(), found.probabilities.numpy()
             title = f"{folder.name}: {name} val, n = {len(domain):,}, accuracy {shown(found.accuracy)}"
             draw_confusion(labels, p.argmax(1), data.classes, title, folder / "confusion.png")
-            draw_mistakes(domain.images.numpy(), labels, p, data.classes, title, folder / "mistakes.png")
+            draw_mistakes(domain.images, labels, p, data.classes, title, folder / "mistakes.png")
             return
 
 

@@ -271,11 +271,16 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove what processes that were killed while writing left in a folder that nobody else writes to."""
+def remove_parts(folder: Path, idle: float = 0) -> None:
+    """Remove what processes that were killed while writing left in a folder.
+
+    idle: seconds without a write, after which a file is taken for such a one where others write, too.
+    """
     for file in folder.iterdir():
         if re.fullmatch(r"\..+(\.\w+)\.[a-z0-9_]{8}\1", file.name):  # as atomic_path names them
-            file.unlink()
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - file.stat().st_mtime >= idle:
+                    file.unlink()
 
 
 # Processes: torchrun --nproc-per-node N train.py ...

@@ -45,7 +45,7 @@ def test_accuracy_is_the_share_of_right_answers_in_evaluation_mode() -> None:
     assert net.training
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())  # no statistic moved
     with torch.no_grad():
-        right = net.eval()(domain.images.permute(0, 3, 1, 2)).argmax(1) == domain.labels
+        right = net.eval()(domain.images[:].permute(0, 3, 1, 2)).argmax(1) == domain.labels
     assert share == right.sum().item() / 30
 
 
