@@ -116,10 +116,11 @@ class Domain:
     def __len__(self) -> int:
         return len(self.images)
 
-    def some(self, limit: int) -> "Domain":
-        """At most `limit` of the images, without labels, drawn as some_rows does."""
+    def some(self, limit: int, labels: bool = False) -> "Domain":
+        """At most `limit` of the images, with labels or without, drawn as some_rows does."""
         rows = some_rows(len(self), limit)
-        return Domain(self.images[rows], None, [self.names[i] for i in rows])
+        chosen = self.labels[rows] if labels and self.labels is not None else None
+        return Domain(self.images[rows], chosen, [self.names[i] for i in rows])
 
 
 def some_rows(count: int, limit: int) -> list[int]:
@@ -643,12 +644,14 @@ def without_repeats(listing: Listing) -> Listing:
 # Labels
 
 
+@lru_cache(maxsize=4096)
 def canonical(label: str) -> str:
     """A label of a CSV as text: spreadsheets write 3 as 3.0 or 3,00; anything else is itself, as 3.000 may be 3000."""
     whole = re.fullmatch(r"(-?[0-9]{1,18})[.,]00?", label)
     return whole[1] if whole else label
 
 
+@lru_cache(maxsize=4096)
 def number(name: str) -> int | str:
     """What spellings of one number, or Unicode forms of one name, have in common."""
     return int(name) if re.fullmatch(r"-?[0-9]{1,18}", name) else unicodedata.normalize("NFC", name)

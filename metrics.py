@@ -11,11 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from cache import Stored
@@ -75,6 +70,11 @@ def answers(net: DANN, data: Domain | None, domain: int | None = None) -> Answer
     return Answers(features, probabilities, right / len(data) if right is not None else None)
 
 
+def features_of(found: Answers | None) -> Tensor | None:
+    """Features [N, F], None where nothing was predicted."""
+    return found.features if found else None
+
+
 def accuracy_of(found: Answers | None) -> float | None:
     """Accuracy 0..1, None where it was not measured."""
     return found.accuracy if found else None
@@ -83,13 +83,37 @@ def accuracy_of(found: Answers | None) -> float | None:
 # The distance of the domains
 
 
-def proxy_a_distance(features_s: Tensor, features_t: Tensor, limit: int = 2000, seed: int = 0) -> float:
+@dataclass
+class Features:
+    """Features of a set [N, F], none without a set, computed for the rows that are asked for alone."""
+
+    net: DANN
+    data: Domain | None
+    domain: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.data) if self.data else 0
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        assert self.data is not None
+        return predict(self.net, self.data.images[rows], domain=self.domain)[0]
+
+
+def proxy_a_distance(
+    features_s: "Tensor | Features", features_t: "Tensor | Features", limit: int = 2000, seed: int = 0
+) -> float:
     """How well a linear classifier tells two domains apart: 2 (1 - 2 err), 0 not at all, 2 perfectly.
 
     features_s [N, F], features_t [M, F]: of held-out images; as many of each are drawn, `limit` at most, and err is
     the mean error of a logistic regression over 5 folds that it was not fitted on. Chance can carry it below 0.
     Source: Ben-David et al. 2007; arXiv 1505.07818, section 3.2 and 5.1, with a linear SVM.
     """
+    from sklearn.exceptions import ConvergenceWarning  # here, as it takes a second that a start need not wait
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     count = min(len(features_s), len(features_t), limit)
     if count < MINIMUM:
         raise ValueError(f"{count} images of a domain are too few to measure a distance, {MINIMUM} are needed")
@@ -104,11 +128,13 @@ def proxy_a_distance(features_s: Tensor, features_t: Tensor, limit: int = 2000, 
         return 2.0 * (2.0 * float(cross_val_score(classifier, x[order], d[order], cv=5).mean()) - 1.0)
 
 
-def domain_distance(source: Answers | None, target: Answers | None, limit: int = 2000) -> float | None:
+def domain_distance(
+    source: Tensor | Features | None, target: Tensor | Features | None, limit: int = 2000
+) -> float | None:
     """Proxy A-distance of two sets' features; None without both or with under 10 images."""
-    if source is None or target is None or min(len(source.features), len(target.features)) < MINIMUM:
+    if source is None or target is None or min(len(source), len(target)) < MINIMUM:
         return None
-    return proxy_a_distance(source.features, target.features, limit)
+    return proxy_a_distance(source, target, limit)
 
 
 # Validation scores: each takes class probabilities float32 [N, K] of N target images

@@ -59,7 +59,8 @@ class Run:
     seconds_before: float = 0.0  # of the runs that this one resumes
     training_seconds: float = 0.0
     images_seen: int = 0
-    distance_before: float | None = None
+    untrained: DANN | None = None  # as it began, to the first validation
+    distance_before: float | None = None  # proxy A-distance of its features
     kept: list[dict[str, Any]] = field(default_factory=list)  # beside last.pt: {score, step, name}
 
     @property

@@ -14,6 +14,7 @@ confusion.png and mistakes.png and, when all is done, result.json.
 
 import argparse
 import contextlib
+import copy
 import shlex
 import sys
 import time
@@ -47,18 +48,19 @@ from metrics import (
     MINIMUM,
     SCORES,
     Answers,
+    Features,
     accuracy_of,
     answers,
     changed_answers,
     collapse,
     domain_distance,
+    features_of,
     harm,
     idle_adversary,
     top_class_share,
     validation_scores,
 )
 from model import DANN, SOURCE, TARGET, lambda_schedule
-from plots import draw_confusion, draw_curves, draw_mistakes
 from runs import (
     FORMAT,
     Run,
@@ -90,7 +92,7 @@ from utils import (
     versions,
 )
 
-SAMPLE_IMAGES = 2000  # of a target without a labelled val set, on which what needs no label is measured
+SAMPLE_IMAGES = 2000  # of a target without a labelled val set, and of the source's val before the last validation
 SOURCE_STEPS = 300  # at least, of the network that adaptation is held against; else a sixth of the run's
 SOURCE_BATCHES = 20  # the last ones, on which a teacher's statistics of the source are measured
 
@@ -289,8 +291,7 @@ def start_run(settings: Settings, folder: Path, data: Data, device: torch.device
     if settings.resume and (folder / "last.pt").exists():
         restore(run, load_checkpoint(folder / "last.pt"), trained_on)
     elif ranks.main:
-        target = data.target_val or data.target_sample
-        run.distance_before = domain_distance(answers(net, data.source_val, SOURCE), answers(net, target))
+        run.untrained = copy.deepcopy(net)
         write_json(folder / "args.json", {**run.args, "total_steps": run.total_steps})
     return run
 
@@ -350,7 +351,9 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
             meter.add(losses, lambda_p, lr)
             regular = run.step % val_period == 0 or run.step == run.total_steps
             if log and (regular or stop):
-                measured, line = validate(run, data, batch_s, {"p": p, "lambda": lambda_p, "lr": lr, **meter.pause(lr)})
+                numbers = {"p": p, "lambda": lambda_p, "lr": lr, **meter.pause(lr)}
+                in_full = run.step == run.total_steps or settings.select != "last"
+                measured, line = validate(run, data, batch_s, numbers, in_full)
                 log.write(line)
                 meter.say(summary(line, run.total_steps))
                 save_run(run, line, settings.select, settings.topk, candidate=regular)
@@ -434,24 +437,30 @@ class Measured:
     target: Answers | None
 
 
-def measure(run: Run, data: Data) -> Measured:
-    """Predict both val sets with the network that predicts."""
+def measure(run: Run, data: Data, in_full: bool = True) -> Measured:
+    """Predict both val sets with the network that predicts; of the source's without `in_full` a part."""
+    source_val = data.source_val if in_full or not data.source_val else data.source_val.some(SAMPLE_IMAGES, labels=True)
     target_val = answers(run.predictor, data.target_val)
     target = target_val or answers(run.predictor, data.target_sample)
-    return Measured(run.step, answers(run.predictor, data.source_val, SOURCE), target_val, target)
+    return Measured(run.step, answers(run.predictor, source_val, SOURCE), target_val, target)
 
 
 def validate(
-    run: Run, data: Data, batch_s: Batches, numbers: dict[str, float | None]
+    run: Run, data: Data, batch_s: Batches, numbers: dict[str, float | None], in_full: bool
 ) -> tuple[Measured, dict[str, Any]]:
     """Measure the network, and make the line of metrics.jsonl; None (null) for what was not measured.
 
-    numbers: p, lambda and lr of the step just done, means since the last line. The validation scores are of
-    the target's val images or, where there are none, of some of its train images.
+    in_full: on the whole of the source's val, as the numbers of a result are. numbers: p, lambda and lr of the step
+    just done, means since the last line. The validation scores are of the target's val images or, where there are none,
+    of some of its train images. The first validation measures the untrained network, too.
     """
     if run.teacher:
         run.teacher.measure_source(batch_s(step)[0] for step in range(max(0, run.step - SOURCE_BATCHES), run.step))
-    measured = measure(run, data)
+    if run.untrained:
+        f_s = Features(run.untrained, data.source_val, SOURCE)
+        f_t = Features(run.untrained, data.target_val or data.target_sample)
+        run.distance_before, run.untrained = domain_distance(f_s, f_t), None
+    measured = measure(run, data, in_full)
     target = measured.target
     scores = validation_scores(target.probabilities) if target else {}
     return measured, {
@@ -493,9 +502,8 @@ def finish(
         measured = measure(run, data)
     test = on_test(run, data, settings)
     metrics = selected["metrics"]
-    after = domain_distance(measured.source_val, measured.target)
-    draw_curves({run.folder.name: log.lines}, run.folder / "curves.png")
-    draw_answers(run.folder, (settings.target_file, settings.source_file), data, measured)
+    after = domain_distance(features_of(measured.source_val), features_of(measured.target))
+    draw_figures(run.folder, log, (settings.target_file, settings.source_file), data, measured)
     lines = [line for line in log.lines if line["step"] <= selected["step"]]
     compared = against_source_only(run, data, settings, measured)
     priors = class_priors(run, data, metrics.get("target_priors"))
@@ -633,11 +641,14 @@ def priors_in_words(priors: dict[str, dict[str, Any]], most: int = 5) -> str:
     return f"class priors, source -> target as estimated, where they differ most: {', '.join(each)}"
 
 
-def draw_answers(folder: Path, names: tuple[str | None, str], data: Data, measured: Measured) -> None:
-    """Draw confusion.png and mistakes.png of the target's val set, or of the source's where that has no labels.
+def draw_figures(folder: Path, log: RunLog, names: tuple[str | None, str], data: Data, measured: Measured) -> None:
+    """Draw curves.png and, of the target's val set or else of the source's, confusion.png and mistakes.png.
 
-    names: of target and source.
+    names: of target and source; one without labels has none of these.
     """
+    from plots import draw_confusion, draw_curves, draw_mistakes  # here, as a start need not wait for matplotlib
+
+    draw_curves({folder.name: log.lines}, folder / "curves.png")
     sides = ((data.target_val, measured.target_val), (data.source_val, measured.source_val))
     for name, (domain, found) in zip(names, sides, strict=True):
         if domain and found and domain.labels is not None:

@@ -21,6 +21,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+import plots
 import prepare_data
 import train
 from runs import Run
@@ -72,7 +73,7 @@ def dann_run(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs draw nothing: the figures take most of the time of a short run."""
     for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        monkeypatch.setattr(train, name, lambda *_: None)
+        monkeypatch.setattr(plots, name, lambda *_: None)
 
 
 @pytest.fixture

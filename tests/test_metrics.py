@@ -12,6 +12,7 @@ from PIL import Image
 from dataset import Domain
 from metrics import (
     SCORES,
+    Features,
     accuracy_of,
     answers,
     changed_answers,
@@ -51,7 +52,7 @@ def test_accuracy_is_the_share_of_right_answers_in_evaluation_mode() -> None:
 
 def test_what_was_not_measured_is_none() -> None:
     net, domain = DANN(), small_domain()
-    enough, few = answers(net, domain), answers(net, small_domain(5))
+    enough, few = Features(net, domain), Features(net, small_domain(5))
     assert accuracy_of(answers(net, None)) is None
     assert accuracy_of(answers(net, Domain(domain.images, None, domain.names))) is None
     assert domain_distance(None, enough) is None

@@ -33,13 +33,14 @@ from conftest import (
 from torch import Tensor
 
 import inference
+import metrics
 import train
 from config import MODES, RECIPES, Recipe, Settings, read_settings
 from dataset import Batches, list_split
-from metrics import SCORES, answers, domain_distance
+from metrics import SCORES, Features, domain_distance
 from model import DANN, SOURCE, TARGET, lambda_schedule, one_cycle
 from runs import Run, build_network, load_checkpoint, locked, read_metrics
-from utils import UserError, seed_step
+from utils import Ranks, UserError, seed_step
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 CPU = torch.device("cpu")
@@ -810,8 +811,39 @@ def test_the_result_is_of_the_checkpoint_that_select_names_and_the_best_k_are_ke
     assert selected["step"] == step
     net, _ = build_network(folder, selected, CPU)
     data = train.load_data(settings(small_data))
-    distance = domain_distance(answers(net, data.source_val, SOURCE), answers(net, data.target_val))
+    distance = domain_distance(Features(net, data.source_val, SOURCE), Features(net, data.target_val))
     assert outcome["proxy_a_distance"]["trained"] == distance
+
+
+@pytest.mark.parametrize("select", ["last", "source_val", "target_val"])
+def test_the_result_is_of_the_whole_source_val_and_only_lines_that_nothing_is_chosen_by_are_of_a_part(
+    select: str, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_figures: None
+) -> None:
+    monkeypatch.setattr(train, "SAMPLE_IMAGES", 7)
+    asked, predict = [], metrics.predict
+
+    def watched(net: DANN, images: Any, *more: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        asked.append(len(images) if named.get("domain") == SOURCE else 0)
+        return predict(net, images, *more, **named)
+
+    monkeypatch.setattr(metrics, "predict", watched)
+    quick_run(small_data, tmp_path, "source", "usps", "--select", select, "--val_period", "4")
+    validations = [count for count in asked if count][1:]  # behind the untrained network
+    assert validations[:3] == ([7, 7, 20] if select == "last" else [20, 20, 20])
+
+
+def test_the_distance_before_is_that_of_the_untrained_network_also_after_a_resume(
+    small_data: Path, tmp_path: Path, no_figures: None
+) -> None:
+    """It is measured with the first validation, when the network has been trained."""
+    quick = settings(small_data)
+    data = train.load_data(quick)
+    net = train.start_run(quick, tmp_path, data, CPU, Ranks(rank=1)).net
+    wanted = domain_distance(Features(net, data.source_val, SOURCE), Features(net, data.target_val))
+    with ctrl_c_in_step(8):
+        quick_run(small_data, tmp_path, "dann", "usps", "--run_name", "run")
+    outcome = quick_run(small_data, tmp_path, "dann", "usps", "--run_name", "run", "--resume")
+    assert outcome["proxy_a_distance"]["untrained"] == wanted
 
 
 def test_accuracy_on_test_is_of_the_selected_checkpoint(

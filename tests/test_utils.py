@@ -322,3 +322,8 @@ def test_importing_the_scripts_leaves_matplotlib_as_it_was() -> None:
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
+
+
+def test_a_training_starts_without_the_libraries_that_its_end_needs() -> None:
+    code = "import sys, train; assert not {'sklearn', 'scipy', 'pandas', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
