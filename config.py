@@ -248,9 +248,10 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     run.add_argument("--device", choices=DEVICES, default="auto", help="where to train (default: auto)")
     run.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=("auto", *PRECISIONS),
         default="auto",
-        help="of the training step; auto: bf16 where the hardware has it. Validation is always fp32",
+        help="of the training step; auto: bf16 where the hardware has it, else fp16 on an NVIDIA GPU, fp32 "
+        "on others. Validation is always fp32",
     )
     run.add_argument(
         "--save_dir", type=user_path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)"

@@ -63,6 +63,10 @@ class Run:
     distance_before: float | None = None  # proxy A-distance of its features
     kept: list[dict[str, Any]] = field(default_factory=list)  # beside last.pt: {score, step, name}
 
+    def __post_init__(self) -> None:
+        """scaler: keeps the gradients of float16 within its range, by a factor; without float16 it does nothing."""
+        self.scaler = torch.amp.GradScaler(self.net.device.type, enabled=self.precision == torch.float16)
+
     @property
     def predictor(self) -> DANN:
         """The network that predicts: the teacher's average where there is a teacher."""
@@ -289,6 +293,7 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 def make_checkpoint(run: Run, metrics: dict[str, Any], with_resume: bool) -> dict[str, Any]:
     resume = {
         "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
         "kept": run.kept,
         "seconds": metrics["seconds"],
         "training_seconds": run.training_seconds,
@@ -572,6 +577,8 @@ def restore(run: Run, checkpoint: dict[str, Any], trained_on: Sequence[Domain | 
         check_weights(checkpoint["model"], run.net.arguments)
         run.net.load_state_dict(modern(state["student"]) if run.teacher else checkpoint["model"])
         run.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):
+            run.scaler.load_state_dict(state["scaler"])
         if run.teacher:
             run.teacher.net.load_state_dict(checkpoint["model"])
         if run.priors:

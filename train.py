@@ -342,8 +342,9 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
             run.optimizer.zero_grad(set_to_none=True)
-            total(losses, recipe.weight_d).backward()
-            run.optimizer.step()
+            run.scaler.scale(total(losses, recipe.weight_d)).backward()
+            run.scaler.step(run.optimizer)
+            run.scaler.update()
             if run.teacher:
                 run.teacher.follow(net, run.step)
             if run.priors:

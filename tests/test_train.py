@@ -698,6 +698,21 @@ def test_a_killed_run_of_the_old_format_is_resumed_to_identical_weights(
     assert same_tensors(uncounted(found), uncounted(whole))
 
 
+def test_float16_trains_with_scaled_gradients_and_resumes_to_the_same_weights(
+    small_data: Path, tmp_path: Path, no_figures: None
+) -> None:
+    more = ("--precision", "fp16", "--run_name", "run", "--max_steps", "4", "-bs", "2", "--val_period", "2")
+    whole = quick_run(small_data, tmp_path / "whole", "source", "usps", *more)
+    assert whole["precision"] == "float16"
+    with ctrl_c_in_step(3):
+        quick_run(small_data, tmp_path, "source", "usps", *more)
+    found = quick_run(small_data, tmp_path, "source", "usps", *more, "--resume")
+    one, other = (load_checkpoint(Path(run["folder"]) / "last.pt") for run in (whole, found))
+    assert same_state(one["resume"], other["resume"])
+    assert one["resume"]["scaler"]["scale"] > 1
+    assert same_tensors(weights(whole), weights(found))
+
+
 def test_a_run_is_resumed_with_the_views_that_it_was_started_with(small_data: Path, tmp_path: Path) -> None:
     """Digits have views of digits by default; of a run with those of photos the flag need not be repeated."""
     more = ("--recipe", "strong", "--run_name", "run")

@@ -127,7 +127,11 @@ def test_precision_is_as_asked_and_by_default_what_the_hardware_computes(
     assert choose_precision("auto", CPU) is precision
     assert choose_precision("fp32", CPU) is torch.float32
     assert choose_precision("bf16", CPU) is torch.bfloat16
+    assert choose_precision("fp16", CPU) is torch.float16
     assert choose_precision("auto", torch.device("mps")) is torch.float32
+    for native, wanted in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        assert choose_precision("auto", torch.device("cuda")) is wanted
 
 
 def test_progress_prints_plain_lines_with_rate_and_time_left_where_there_is_no_terminal(
