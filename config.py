@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from cache import user_folder
 from losses import PARTS
 from metrics import VALIDATORS
 from model import ARCHITECTURES, annealed, one_cycle
@@ -67,6 +68,7 @@ class Settings:
     target_file: str | None
     size: int
     num_workers: int
+    cache: Path | None  # folder of decoded images; None: none is kept
     recipe: str
     without: tuple[str, ...]
     with_source: bool
@@ -93,7 +95,7 @@ class Settings:
     def plain(self) -> dict[str, Any]:
         """The flags as plain values, for args.json, checkpoints and results."""
         flags = {each.name: getattr(self, each.name) for each in fields(self)}
-        for name in ("numbered", "resume", "values"):
+        for name in ("numbered", "resume", "values", "cache"):
             del flags[name]
         flags |= {"batch_size": self.values.batch_size, "learning_rate": self.values.lr, "without": list(self.without)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
@@ -171,6 +173,14 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         metavar="N",
         help="threads that decode images; 0: one per core (default). Results do not depend on it",
     )
+    data.add_argument(
+        "--cache",
+        type=lambda text: None if text == "none" else user_path(text),
+        default=user_folder(),
+        metavar="DIR|none",
+        help="folder that keeps decoded images for the next run, safe to delete (default: dann-digits in the user's "
+        "cache folder); none: keep none",
+    )
     length = parser.add_argument_group("recipe and length")
     length.add_argument(
         "--recipe",
@@ -239,9 +249,10 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     run.add_argument("--device", choices=DEVICES, default="auto", help="where to train (default: auto)")
     run.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=("auto", *PRECISIONS),
         default="auto",
-        help="of the training step; auto: bf16 where the hardware has it. Validation is always fp32",
+        help="of the training step; auto: bf16 where the hardware has it, else fp16 on an NVIDIA GPU, fp32 "
+        "on others. Validation is always fp32",
     )
     run.add_argument(
         "--save_dir", type=user_path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)"
@@ -315,6 +326,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         target_file=args.target_file,
         size=args.size,
         num_workers=args.num_workers,
+        cache=args.cache,
         recipe=args.recipe,
         without=tuple(part for part in PARTS if part in args.without),
         with_source=args.with_source,

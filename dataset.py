@@ -2,8 +2,8 @@
 
 Layout: `data_root/<domain>/<split>.csv` with columns image_name,label and the images in `data_root/<domain>/data/`.
 Images right in `data_root/<domain>/`, in `<domain>/<split>/` or one folder per class are found too; what cannot be read
-in one way alone is refused. Every image is decoded once, into one contiguous uint8 tensor [N, H, W, 3]; a batch of it,
-permuted, is channels_last at no cost.
+in one way alone is refused. Every image is decoded once, to uint8 [N, H, W, 3] in memory or in the cache; a batch of
+it, permuted, is channels_last at no cost.
 """
 
 import contextlib
@@ -15,12 +15,13 @@ import threading
 import unicodedata
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from csv import Error as CSVError
 from csv import reader
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from cache import NO_CACHE, Cache, Stored, facts_of, file_name
 from utils import ALONE, Progress, Ranks, UserError, memory_of_machine, note
 
 EXTENSIONS = {
@@ -71,6 +73,7 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is looser, and warns beside 
 LARGE_PIXELS = 4_000_000  # images above it are decoded one at a time: a few threads with one each would fill the memory
 one_large_image = threading.Lock()
 CHUNK = 64  # images that a thread decodes at a time
+WHOLE = 512 << 20  # bytes of images up to which a domain is held in memory and, whole, on the device
 
 
 class NoClasses(UserError):
@@ -100,19 +103,24 @@ class Listing:
 
 @dataclass
 class Domain:
-    """One split in memory: images uint8 [N, H, W, 3], labels int64 [N] or None, names [N]."""
+    """One split: images uint8 [N, H, W, 3], in memory or in the cache, labels int64 [N] or None, names [N].
 
-    images: Tensor
+    checksums: uint32 [N] of the images, where they were read from a disk.
+    """
+
+    images: Tensor | Stored
     labels: Tensor | None
     names: list[str]
+    checksums: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def some(self, limit: int) -> "Domain":
-        """At most `limit` of the images, without labels, drawn as some_rows does."""
+    def some(self, limit: int, labels: bool = False) -> "Domain":
+        """At most `limit` of the images, with labels or without, drawn as some_rows does."""
         rows = some_rows(len(self), limit)
-        return Domain(self.images[rows], None, [self.names[i] for i in rows])
+        chosen = self.labels[rows] if labels and self.labels is not None else None
+        return Domain(self.images[rows], chosen, [self.names[i] for i in rows])
 
 
 def some_rows(count: int, limit: int) -> list[int]:
@@ -547,6 +555,8 @@ def file_of(homes: list[Path], name: str, where: str) -> Path | None:
 
     A plain name means data/ before the CSV's own folder; one with a folder, such as val/0.png, may mean either.
     """
+    if len(homes) == 2 and homes[0].name == "data" and "/" not in name and os.path.lexists(f"{homes[0]}/{name}"):
+        return homes[0] / name
     found = [home / name for home in homes if os.path.lexists(f"{home}/{name}")]
     if len(found) == 2 and homes[0].name == "data" and found[1].parent == homes[-1]:
         found.pop()
@@ -634,12 +644,14 @@ def without_repeats(listing: Listing) -> Listing:
 # Labels
 
 
+@lru_cache(maxsize=4096)
 def canonical(label: str) -> str:
     """A label of a CSV as text: spreadsheets write 3 as 3.0 or 3,00; anything else is itself, as 3.000 may be 3000."""
     whole = re.fullmatch(r"(-?[0-9]{1,18})[.,]00?", label)
     return whole[1] if whole else label
 
 
+@lru_cache(maxsize=4096)
 def number(name: str) -> int | str:
     """What spellings of one number, or Unicode forms of one name, have in common."""
     return int(name) if re.fullmatch(r"-?[0-9]{1,18}", name) else unicodedata.normalize("NFC", name)
@@ -771,71 +783,115 @@ def read_image(path: Path, size: int) -> np.ndarray | str:
         return f"not a readable image ({type(error).__name__})"
 
 
-def read_images(paths: Sequence[Path], size: int, workers: int = 0, label: str = "") -> tuple[Tensor, dict[int, str]]:
-    """Decode images, each once, on `workers` threads (0: one per core).
+def decode(
+    paths: Sequence[Path], size: int, unreadable: dict[int, str], workers: int = 0, label: str = ""
+) -> Iterator[np.ndarray]:
+    """Decode images, each once, on `workers` threads (0: one per core); yields uint8 [n, size, size, 3] in their order.
 
-    Returns uint8 [N, size, size, 3] and, by index, why an image could not be read; its pixels are then 0.
-    `label` names the progress bar; without one there is none.
+    unreadable: gets, by index, why an image could not be read; its pixels are then 0. `label` names the progress bar;
+    without one there is none. A few chunks are in memory at a time.
     """
-    needed, there = 3 * len(paths) * size * size, memory_of_machine()
-    if there and needed > 0.9 * there:
-        raise UserError(
-            f"{len(paths):,} images of {size}x{size} take {needed / 1e9:,.1f} GB of memory, and this machine has "
-            f"{there / 1e9:,.1f} GB; use a smaller --size or fewer images."
-        )
-    pixels = torch.zeros(len(paths), size, size, 3, dtype=torch.uint8)
-    view = pixels.numpy()
-    unreadable: dict[int, str] = {}
-    progress = Progress(len(paths), label, "images") if label else None
 
-    def read_chunk(start: int) -> int:
-        stop = min(start + CHUNK, len(paths))
-        for i in range(start, stop):
-            image = read_image(paths[i], size)
+    def read_chunk(start: int) -> np.ndarray:
+        pixels = np.zeros((min(CHUNK, len(paths) - start), size, size, 3), np.uint8)
+        for i in range(len(pixels)):
+            image = read_image(paths[start + i], size)
             if isinstance(image, str):
-                unreadable[i] = image
+                unreadable[start + i] = image
             else:
-                view[i] = image
-        return stop - start
+                pixels[i] = image
+        return pixels
 
-    with quiet_pillow(), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for done in pool.map(read_chunk, range(0, len(paths), CHUNK)):
+    threads, starts = workers or os.cpu_count() or 1, iter(range(0, len(paths), CHUNK))
+    progress = Progress(len(paths), label, "images") if label else None
+    with quiet_pillow(), ThreadPoolExecutor(threads) as pool:
+        coming = deque(pool.submit(read_chunk, start) for start in islice(starts, 2 * threads))
+        while coming:
+            pixels = coming.popleft().result()
+            coming.extend(pool.submit(read_chunk, start) for start in islice(starts, 1))
             if progress:
-                progress.update(done)
+                progress.update(len(pixels))
+            yield pixels
     if progress:
         progress.close()
-    return pixels, dict(sorted(unreadable.items()))
 
 
-def read_domain(listing: Listing, classes: list[str] | None, size: int, workers: int, label: str = "") -> Domain:
-    """Read a listing into memory; labels are encoded where `classes` is given.
+def in_memory(chunks: Iterable[np.ndarray], count: int, size: int) -> Tensor:
+    """Chunks of images as one tensor uint8 [count, size, size, 3]; UserError for more than the machine's memory."""
+    needed, there = 3 * count * size * size, memory_of_machine()
+    if there and needed > 0.9 * there:
+        raise UserError(
+            f"{count:,} images of {size}x{size} take {needed / 1e9:,.1f} GB of memory, and this machine has "
+            f"{there / 1e9:,.1f} GB; use a smaller --size, fewer images, or a --cache on a disk with room for them."
+        )
+    images, done = torch.empty(count, size, size, 3, dtype=torch.uint8), 0
+    for pixels in chunks:
+        images[done : done + len(pixels)] = torch.from_numpy(pixels)
+        done += len(pixels)
+    return images
 
-    Raises UserError naming the row when a listed image is absent or unreadable: training on part of a set unawares
-    is worse than no training.
+
+def read_images(paths: Sequence[Path], size: int, workers: int = 0) -> tuple[Tensor, dict[int, str]]:
+    """Images as decode reads them, uint8 [N, size, size, 3], and by index why one could not be read."""
+    unreadable: dict[int, str] = {}
+    images = in_memory(decode(paths, size, unreadable, workers), len(paths), size)
+    return images, dict(sorted(unreadable.items()))
+
+
+def decode_all(listing: Listing, size: int, workers: int, label: str) -> Iterator[np.ndarray]:
+    """Images of a listing in chunks, as decode yields them; at the end UserError for an unreadable one."""
+    unreadable: dict[int, str] = {}
+    yield from decode(listing.paths, size, unreadable, workers, label)
+    refuse_unreadable(listing, dict(sorted(unreadable.items())))
+
+
+def refuse_unreadable(listing: Listing, unreadable: dict[int, str]) -> None:
+    """UserError that names the first row and the count of the images that are absent or unreadable, if any is.
+
+    Training on part of a set unawares is worse than no training.
+    """
+    if not unreadable:
+        return
+    i, why = next(iter(unreadable.items()))
+    place = f"{listing.where(i)}: {listing.paths[i]}" if listing.rows else str(listing.paths[i])
+    more = f" ({len(unreadable)} such images in all)" if len(unreadable) > 1 else ""
+    remedy = "restore the image or remove the row" if listing.rows else "restore or remove the image"
+    absent = listing.rows and not os.path.lexists(listing.paths[i])
+    meant = NearNames(listing.origin).like(listing.names[i]) if absent else ""
+    raise UserError(f"{place}: {why}{more}{'' if ';' in why else f'; {remedy}'}{meant or '.'}")
+
+
+def read_domain(
+    listing: Listing, classes: list[str] | None, size: int, workers: int, label: str = "", cache: Cache = NO_CACHE
+) -> Domain:
+    """Read a listing, from the cache or from its files; labels are encoded where `classes` is given.
+
+    Up to WHOLE bytes of images are held in memory, more stay in the cache. Raises UserError naming the row when a
+    listed image is absent or unreadable.
     """
     labels = encode_labels(listing, classes) if classes else None
-    absent = {i: "no such file" for i, path in enumerate(listing.paths) if not os.path.lexists(path)}
-    if absent:  # said before an hour is spent on reading the others
-        images, unreadable = torch.empty(0), absent
-    else:
-        images, unreadable = read_images(listing.paths, size, workers, label)
-    if unreadable:
-        i, why = next(iter(unreadable.items()))
-        place = f"{listing.where(i)}: {listing.paths[i]}" if listing.rows else str(listing.paths[i])
-        more = f" ({len(unreadable)} such images in all)" if len(unreadable) > 1 else ""
-        remedy = "restore the image or remove the row" if listing.rows else "restore or remove the image"
-        meant = NearNames(listing.origin).like(listing.names[i]) if listing.rows and absent else ""
-        raise UserError(f"{place}: {why}{more}{'' if ';' in why else f'; {remedy}'}{meant or '.'}")
-    tell_one_colour(images, listing.names, str(listing.origin))
-    return Domain(images, labels, listing.names)
+    shape = (len(listing.paths), size, size, 3)
+    kind = "labelled folders" if listing.rows is None and listing.labels else ""  # which go in an order of their own
+    name = file_name(listing.origin, kind, listing.paths, size, Path(__file__)) if cache.folder else None
+    found = cache.find(name, shape, WHOLE) if name else None
+    if found is None:  # absent images are told before an hour is spent on reading the others
+        absent = {i: "no such file" for i, path in enumerate(listing.paths) if not os.path.lexists(path)}
+        refuse_unreadable(listing, absent)
+        if name and cache.write(name, shape, decode_all(listing, size, workers, label)):
+            found = cache.find(name, shape, WHOLE)
+    if found is None:
+        decoded = in_memory(decode_all(listing, size, workers, label), len(listing.paths), size)
+        found = decoded, facts_of(decoded.numpy())
+    images, facts = found
+    tell_one_colour(facts["plain"], listing.names, str(listing.origin))
+    return Domain(images, labels, listing.names, facts["checksum"])
 
 
-def tell_one_colour(images: Tensor, names: Sequence[str], origin: str) -> None:
-    """Say how many images uint8 [N, H, W, 3] are of one colour: they were empty, or are after what was done to them."""
-    flat = images.flatten(1, 2)  # [N, H * W, 3]
-    plain = (flat.amin(1) == flat.amax(1)).all(1).nonzero().flatten().tolist()
-    if plain:
-        note(f"{origin}: {len(plain)} of {len(images)} images are of one colour, such as {names[plain[0]]}.")
+def tell_one_colour(plain: np.ndarray, names: Sequence[str], origin: str) -> None:
+    """Say how many images are of one colour, by bool [N]: they were empty, or are after what was done to them."""
+    if plain.any():
+        first = names[int(plain.argmax())]
+        note(f"{origin}: {plain.sum()} of {len(plain)} images are of one colour, such as {first}.")
 
 
 # Batches
@@ -846,24 +902,30 @@ class Batches:
 
     Each pass over the domain is a fresh permutation and a batch may span two passes, so that every image is drawn
     exactly once a pass and no batch is ever short. `stream` keeps two domains of one run apart; of several
-    processes each gets its share of the batch, every world-th row.
+    processes each gets its share of the batch, every world-th row. A domain in memory is copied to the device whole; of
+    one that stays in the cache each batch is, for a GPU from pinned memory and read while the step before is computed.
     """
 
     def __init__(
         self, domain: Domain, batch_size: int, seed: int, stream: int, device: torch.device, ranks: Ranks = ALONE
     ) -> None:
-        self.images = domain.images.to(device)
+        images = domain.images
+        self.images = images if isinstance(images, Stored) else images.to(device)
+        self.stored = isinstance(self.images, Stored)
         self.labels = domain.labels.to(device) if domain.labels is not None else None
         self.batch_size, self.seed, self.stream, self.device = batch_size, seed, stream, device
         self.ranks = ranks
         self.passes: dict[int, Tensor] = {}
+        self.reader = ThreadPoolExecutor(1) if self.stored and device.type != "cpu" else None
+        self.ahead: dict[int, Future[Tensor]] = {}
 
     def permutation(self, number: int) -> Tensor:
         """Order of pass `number`: int64 [N]."""
         if number not in self.passes:
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number * 16 + self.stream) % 2**63)
             self.passes = {k: v for k, v in self.passes.items() if k >= number - 1}
-            self.passes[number] = torch.randperm(len(self.images), generator=generator).to(self.device)
+            order = torch.randperm(len(self.images), generator=generator)
+            self.passes[number] = order if self.stored else order.to(self.device)
         return self.passes[number]
 
     def indices(self, step: int) -> Tensor:
@@ -876,10 +938,24 @@ class Batches:
             missing -= len(parts[-1])
         return torch.cat(parts)
 
+    def share(self, step: int) -> Tensor:
+        """Those of this process: int64 [B / world]."""
+        return self.indices(step)[self.ranks.rank :: self.ranks.world]
+
     def __call__(self, step: int) -> tuple[Tensor, Any]:
         """Images uint8 [B / world, 3, H, W] (channels_last) and labels int64 [B / world], or None, of `step`."""
-        return self.take(self.indices(step)[self.ranks.rank :: self.ranks.world])
+        images = self.ahead.pop(step).result() if step in self.ahead else None
+        if self.reader:
+            self.ahead = {step + 1: self.reader.submit(self.read, self.share(step + 1))}
+        return self.take(self.share(step), images)
 
-    def take(self, rows: Tensor) -> tuple[Tensor, Any]:
-        """The batch of those rows, int64 [B]."""
-        return self.images[rows].permute(0, 3, 1, 2), self.labels[rows] if self.labels is not None else None
+    def read(self, rows: Tensor) -> Tensor:
+        """Images uint8 [B, H, W, 3] of those rows where they lie, of the cache in memory."""
+        images: Tensor = self.images[rows.cpu() if self.stored else rows]
+        return images.pin_memory() if self.reader and self.device.type == "cuda" else images
+
+    def take(self, rows: Tensor, images: Tensor | None = None) -> tuple[Tensor, Any]:
+        """The batch of those rows, int64 [B]; images: they have been read already."""
+        images = self.read(rows) if images is None else images
+        labels = self.labels[rows.to(self.labels.device)] if self.labels is not None else None
+        return images.to(self.device, non_blocking=True).permute(0, 3, 1, 2), labels

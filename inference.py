@@ -13,6 +13,9 @@ Computes in float32; --precision bf16 is faster on some hardware and may change
 the label of an image that lies between two classes.
 """
 
+import threads  # noqa: F401
+
+# isort: split
 import argparse
 import math
 import os
@@ -28,6 +31,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cache import facts_of
 from dataset import encode_labels, image_homes, image_names, list_csv, read_images, read_text, slashed, tell_one_colour
 from metrics import entropy, predict
 from runs import build_network, load_checkpoint, resolve_checkpoint
@@ -46,7 +50,7 @@ from utils import (
     user_path,
 )
 
-CHUNK = 8192  # images read at a time; up to three chunks are in memory, as one is read while another is predicted
+CHUNK, CHUNK_BYTES = 8192, 100 << 20  # read at a time, the less; three are in memory, as one is read ahead of another
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -127,11 +131,13 @@ def read_chunks(
 ) -> Iterator[tuple[list[int], Tensor, dict[int, str]]]:
     """Yield row numbers, pixels uint8 [n, H, W, 3] and unreadable rows, chunk by chunk, the next one read ahead."""
 
+    count = max(1, min(CHUNK, CHUNK_BYTES // (3 * size * size)))
+
     def read(start: int) -> tuple[Tensor, dict[int, str]]:
-        paths = [home / elsewhere.get(name, name) for name in names[start : start + CHUNK]]
+        paths = [home / elsewhere.get(name, name) for name in names[start : start + count]]
         return read_images(paths, size, workers)
 
-    starts = range(0, len(names), CHUNK)
+    starts = range(0, len(names), count)
     with ThreadPoolExecutor(1) as ahead:
         coming = [ahead.submit(read, start) for start in starts[:1]]
         for k, start in enumerate(starts):
@@ -268,7 +274,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     progress = Progress(len(names), "predict", "images")
     for chunk_rows, pixels, unreadable in read_chunks(home, names, elsewhere, net.arguments["size"], args.num_workers):
         if chunk_rows:
-            tell_one_colour(pixels, [names[row] for row in chunk_rows], str(args.test_loc))
+            tell_one_colour(facts_of(pixels.numpy())["plain"], [names[row] for row in chunk_rows], str(args.test_loc))
             parts.append(predict(net, pixels, args.batch_size, precision=precision)[1])  # [n, K]
         rows += chunk_rows
         left_out.update({names[row]: why for row, why in unreadable.items()})

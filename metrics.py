@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cache import Stored
 from dataset import Domain, some_rows
 from losses import entropy, entropy_and_diversity
 from model import DANN, TARGET
@@ -27,7 +28,7 @@ SCORES = ("entropy", "diversity", *VALIDATORS)
 
 def predict(
     net: DANN,
-    images: Tensor,
+    images: Tensor | Stored,
     batch_size: int | None = None,
     domain: int | None = None,
     precision: torch.dtype = torch.float32,
@@ -42,7 +43,9 @@ def predict(
     net.eval()
     features, probabilities = [], []
     with torch.inference_mode(), torch.autocast(net.device.type, precision, enabled=precision != torch.float32):
-        for batch in images.split(batch_size or EVAL_BATCH.get(net.device.type, 2048)):
+        size = batch_size or EVAL_BATCH.get(net.device.type, 2048)
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
             f = net.features(batch.to(net.device).permute(0, 3, 1, 2), domain)  # [B, F]
             features.append(f.float().cpu())
             probabilities.append(net.label_classifier(f).float().softmax(1).cpu())  # [B, K]
@@ -81,7 +84,25 @@ def accuracy_of(found: Answers | None) -> float | None:
 # The distance of the domains
 
 
-def proxy_a_distance(features_s: Tensor, features_t: Tensor, limit: int = 2000, seed: int = 0) -> float:
+@dataclass
+class Features:
+    """Features of a set [N, F], none without a set, computed for the rows that are asked for alone."""
+
+    net: DANN
+    data: Domain | None
+    domain: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.data) if self.data else 0
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        assert self.data is not None
+        return predict(self.net, self.data.images[rows], domain=self.domain)[0]
+
+
+def proxy_a_distance(
+    features_s: Tensor | Features, features_t: Tensor | Features, limit: int = 2000, seed: int = 0
+) -> float:
     """How well a linear classifier tells two domains apart: 2 (1 - 2 err), 0 not at all, 2 perfectly.
 
     features_s [N, F], features_t [M, F]: of held-out images; err is the share on which tell_apart is wrong. Chance can
@@ -97,14 +118,16 @@ def distance_of(p_target: Tensor) -> float:
     return 2.0 * (2.0 * right.double().mean().item() - 1.0)
 
 
-def tell_apart(features_s: Tensor, features_t: Tensor, limit: int = 2000, seed: int = 0) -> tuple[Tensor, Tensor]:
+def tell_apart(
+    features_s: Tensor | Features, features_t: Tensor | Features, limit: int = 2000, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """How likely images are of the target by their features, and which of the source were asked about.
 
     features_s [N, F], features_t [M, F]; as many of each are drawn, n of `limit` at most. Returns float64 [2n], of the
     source's images first, each by a logistic regression over 5 folds that it is not in, and the rows int64 [n] of
     features_s.
     """
-    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.exceptions import ConvergenceWarning  # here, as it takes a second that a start need not wait
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_predict
     from sklearn.pipeline import make_pipeline
@@ -127,11 +150,11 @@ def tell_apart(features_s: Tensor, features_t: Tensor, limit: int = 2000, seed: 
     return p_target, rows_s
 
 
-def domain_distance(source: Answers | None, target: Answers | None) -> float | None:
+def domain_distance(source: Tensor | Features | None, target: Tensor | Features | None) -> float | None:
     """Proxy A-distance of two sets' features; None without both or with under 10 images."""
-    if source is None or target is None or min(len(source.features), len(target.features)) < MINIMUM:
+    if source is None or target is None or min(len(source), len(target)) < MINIMUM:
         return None
-    return proxy_a_distance(source.features, target.features)
+    return proxy_a_distance(source, target)
 
 
 # Validation scores
@@ -217,7 +240,7 @@ def answer_scores(p: Tensor) -> dict[str, float]:
 
 
 def validation_scores(
-    net: DANN, images: Tensor, target: Answers, source: Answers | None = None, limit: int = 2000
+    net: DANN, images: Tensor | Stored, target: Answers, source: Answers | None = None, limit: int = 2000
 ) -> dict[str, float | None]:
     """All of SCORES of a network's answers on target images uint8 [N, H, W, 3], and the proxy A-distance.
 

@@ -176,11 +176,11 @@ def draw_confusion(labels: np.ndarray, answers: np.ndarray, classes: list[str], 
 
 
 def draw_mistakes(
-    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: list[str], title: str, path: Path
+    images: Any, labels: np.ndarray, probabilities: np.ndarray, classes: list[str], title: str, path: Path
 ) -> None:
     """Draw the 40 wrong answers that were given with most confidence, the most confident first.
 
-    images uint8 [N, H, W, 3], labels: class indices [N], probabilities [N, K].
+    images: uint8 [N, H, W, 3], of which those rows are taken; labels: class indices [N], probabilities [N, K].
     """
     answers, confidence = probabilities.argmax(1), probabilities.max(1)
     wrong = np.flatnonzero(answers != labels)
@@ -190,10 +190,10 @@ def draw_mistakes(
     which = f"{which} {len(wrong)} mistakes" if len(wrong) > 1 else "the only mistake"
     words = f"{which}: label as answer, confidence" if len(wrong) else "no mistake"
     with picture(path, 10, 0.7 + 1.65 * rows, f"{title}\n{words}", classes) as figure:
-        axes = figure.subplots()
+        axes, shown = figure.subplots(), np.asarray(images[worst])
         for place, i in enumerate(worst):  # one pair of axes for all: 40 take four times as long
             row, column = divmod(place, columns)
-            axes.imshow(images[i], extent=(column + 0.04, column + 0.96, 1.32 * row + 1.22, 1.32 * row + 0.3))
+            axes.imshow(shown[place], extent=(column + 0.04, column + 0.96, 1.32 * row + 1.22, 1.32 * row + 0.3))
             label, answer = (shorter(classes[k], 8) for k in (labels[i], answers[i]))
             between = ", " if len(label + answer) < 8 else "\n"
             text = f"{label} as {answer}{between}{confidence[i]:.2f}"

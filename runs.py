@@ -9,6 +9,7 @@ running code from them.
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
@@ -18,14 +19,16 @@ import time
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from cache import facts_of
 from dataset import Domain
 from losses import ClassPriors, Teacher
 from model import DANN, SOURCE, TARGET
@@ -49,15 +52,20 @@ class Run:
     total_steps: int
     teacher: Teacher | None = None
     priors: ClassPriors | None = None
-    fingerprint: int = 0  # of the data, see there
+    fingerprint: str = ""  # of the data, see there
     precision: torch.dtype = torch.float32  # of the training step
     began: float = field(default_factory=time.monotonic)
     step: int = 0
     seconds_before: float = 0.0  # of the runs that this one resumes
     training_seconds: float = 0.0
     images_seen: int = 0
-    distance_before: float | None = None
+    untrained: DANN | None = None  # as it began, to the first validation
+    distance_before: float | None = None  # proxy A-distance of its features
     kept: list[dict[str, Any]] = field(default_factory=list)  # beside last.pt: {score, step, name}
+
+    def __post_init__(self) -> None:
+        """scaler: keeps the gradients of float16 within its range, by a factor; without float16 it does nothing."""
+        self.scaler = torch.amp.GradScaler(self.net.device.type, enabled=self.precision == torch.float16)
 
     @property
     def predictor(self) -> DANN:
@@ -285,6 +293,7 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 def make_checkpoint(run: Run, metrics: dict[str, Any], with_resume: bool) -> dict[str, Any]:
     resume = {
         "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
         "kept": run.kept,
         "seconds": metrics["seconds"],
         "training_seconds": run.training_seconds,
@@ -556,7 +565,7 @@ def check_same_run(folder: Path, now: dict[str, Any]) -> None:
         )
 
 
-def restore(run: Run, checkpoint: dict[str, Any]) -> None:
+def restore(run: Run, checkpoint: dict[str, Any], trained_on: Sequence[Domain | None]) -> None:
     """Take up weights, optimizer and counters of a checkpoint; UserError when it cannot be resumed."""
     path, state = run.folder / "last.pt", checkpoint["resume"]
     args = checkpoint["args"]
@@ -568,6 +577,8 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
         check_weights(checkpoint["model"], run.net.arguments)
         run.net.load_state_dict(modern(state["student"]) if run.teacher else checkpoint["model"])
         run.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):
+            run.scaler.load_state_dict(state["scaler"])
         if run.teacher:
             run.teacher.net.load_state_dict(checkpoint["model"])
         if run.priors:
@@ -578,7 +589,8 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
         run.images_seen, run.distance_before = int(state["images_seen"]), state["distance_before"]
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is of another network than this run's; use another --run_name.") from error
-    if state.get("data", run.fingerprint) != run.fingerprint:
+    before = state.get("data", run.fingerprint)
+    if before != (pixel_fingerprint(trained_on) if isinstance(before, int) else run.fingerprint):
         raise UserError(
             f"{path} cannot be resumed: the images or labels that it was trained on have changed; restore them or use "
             "another --run_name."
@@ -588,11 +600,21 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
             file.unlink()
 
 
-def fingerprint(domains: Iterable[Domain | None]) -> int:
-    """CRC-32 of the labels and pixels that a run trains on."""
+def fingerprint(domains: Iterable[Domain | None]) -> str:
+    """A hash of the labels and of the images' checksums that a run trains on."""
+    found = hashlib.sha256()
+    for domain in filter(None, domains):
+        sums = facts_of(np.asarray(domain.images))["checksum"] if domain.checksums is None else domain.checksums
+        found.update(sums.tobytes() + (b"" if domain.labels is None else domain.labels.numpy().tobytes()))
+    return found.hexdigest()
+
+
+def pixel_fingerprint(domains: Iterable[Domain | None]) -> int:
+    """What checkpoints had instead before there was a cache: CRC-32 of all labels and pixels."""
     crc = 0
-    for tensor in (tensor for domain in domains if domain for tensor in (domain.labels, domain.images)):
-        if tensor is not None:
-            content: Any = tensor.contiguous().numpy()
-            crc = zlib.crc32(content, crc)
+    for domain in filter(None, domains):
+        if domain.labels is not None:
+            crc = zlib.crc32(domain.labels.numpy().tobytes(), crc)
+        for start in range(0, len(domain), 4096):
+            crc = zlib.crc32(domain.images[start : start + 4096].numpy().tobytes(), crc)
     return crc

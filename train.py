@@ -12,8 +12,12 @@ Writes a run folder: args.json, metrics.jsonl, last.pt, the figures curves.png,
 confusion.png and mistakes.png and, when all is done, result.json.
 """
 
+import threads  # noqa: F401
+
+# isort: split
 import argparse
 import contextlib
+import copy
 import shlex
 import sys
 import time
@@ -27,6 +31,7 @@ from torch import Tensor
 
 import config
 from augment import views
+from cache import NO_CACHE, Cache
 from config import Recipe, Settings, read_settings
 from dataset import (
     Batches,
@@ -47,6 +52,7 @@ from metrics import (
     SCORES,
     VALIDATORS,
     Answers,
+    Features,
     accuracy_of,
     answers,
     changed_answers,
@@ -58,7 +64,6 @@ from metrics import (
     validation_scores,
 )
 from model import DANN, SOURCE, TARGET, lambda_schedule
-from plots import draw_confusion, draw_curves, draw_mistakes
 from runs import (
     FORMAT,
     Run,
@@ -90,7 +95,7 @@ from utils import (
     versions,
 )
 
-SAMPLE_IMAGES = 2000  # of a target without a labelled val set, on which what needs no label is measured
+SAMPLE_IMAGES = 2000  # of a target without a labelled val set, and of the source's val before the last validation
 SOURCE_STEPS = 300  # at least, of the network that adaptation is held against; else a sixth of the run's
 VALIDATED = ("step", "source_val_accuracy", "target_val_accuracy", *SCORES)  # of each validation, in result.json
 SOURCE_BATCHES = 20  # the last ones, on which a teacher's statistics of the source are measured
@@ -226,13 +231,14 @@ def load_data(settings: Settings) -> Data:
         if test is None or not may_have_labels(test):
             place = settings.data_root / target / "test.csv"
             raise UserError(f"--eval_split test needs a labelled {place}; use --eval_split val.")
-    read = partial(read_split, settings)
-    labelled = read_domain(listing, classes, settings.size, settings.num_workers, f"read {labelled_name} train")
+    cache = Cache(settings.cache)
+    read = partial(read_split, settings, cache)
+    in_full = partial(read_domain, size=settings.size, workers=settings.num_workers, cache=cache)
+    labelled = in_full(listing, classes, label=f"read {labelled_name} train")
     unlabelled = read(target, "train", None) if mode == "dann" and target else None
     labelled_t = None
     if settings.with_source and target:
-        also = to_train_on(settings, target)
-        labelled_t = read_domain(also, classes, settings.size, settings.num_workers, f"read {target} train")
+        labelled_t = in_full(to_train_on(settings, target), classes, label=f"read {target} train")
     source_val = read(source, "val", classes) if reads_source else None
     target_val = read(target, "val", classes) if target else None
     sample = None
@@ -240,6 +246,7 @@ def load_data(settings: Settings) -> Data:
         sample = read(target, "val", None, SAMPLE_IMAGES)
         if sample is None:
             sample = unlabelled.some(SAMPLE_IMAGES) if unlabelled else read(target, "train", None, SAMPLE_IMAGES)
+    cache.tell()
     refuse_selection(settings, source_val, target_val, target_val or sample)
     return Data(classes, labelled, unlabelled, source_val, target_val, sample, labelled_t)
 
@@ -259,16 +266,16 @@ def refuse_selection(
 
 
 def read_split(
-    settings: Settings, domain: str, split: str, classes: list[str] | None, limit: int | None = None
+    settings: Settings, cache: Cache, domain: str, split: str, classes: list[str] | None, limit: int | None = None
 ) -> Domain | None:
-    """A split of a domain in memory, or some `limit` of its images; None and labels as in `listed`."""
+    """A split of a domain, or some `limit` of its images; None and labels as in `listed`."""
     foreign = settings.train_mode != "target" and domain != settings.source_file
     found = listed(settings.data_root, domain, split, classes, foreign)
     if found is None:
         return None
     if limit:
-        found = found.of(some_rows(len(found.names), limit))
-    return read_domain(found, classes, settings.size, settings.num_workers, f"read {domain} {split}")
+        found, cache = found.of(some_rows(len(found.names), limit)), NO_CACHE
+    return read_domain(found, classes, settings.size, settings.num_workers, f"read {domain} {split}", cache)
 
 
 # Network
@@ -277,6 +284,7 @@ def read_split(
 def start_run(settings: Settings, folder: Path, data: Data, device: torch.device, ranks: Ranks) -> Run:
     """Network, optimizer and counters, new or, with --resume, as last.pt has them; rank 0 writes args.json."""
     mode, recipe = settings.train_mode, settings.values
+    trained_on = (data.labelled, data.unlabelled, data.labelled_t)
     seed_step(settings.seed, -1)
     predict_as = SOURCE if mode == "source" else TARGET  # source: no statistics of a target are learnt
     net = DANN(len(data.classes), settings.arch, settings.size, predict_as, recipe.norm).to(device)
@@ -288,7 +296,7 @@ def start_run(settings: Settings, folder: Path, data: Data, device: torch.device
         optimizer,
         settings.total_steps(len(data.labelled)),
         teacher=Teacher(net, recipe.ema_decay, recipe.threshold) if "teacher" in recipe.parts else None,
-        fingerprint=fingerprint((data.labelled, data.unlabelled, data.labelled_t)),
+        fingerprint=fingerprint(trained_on),
         precision=choose_precision(settings.precision, device),
     )
     if "priors" in recipe.parts and data.labelled.labels is not None:
@@ -296,10 +304,9 @@ def start_run(settings: Settings, folder: Path, data: Data, device: torch.device
     if mode != "dann":
         net.domain_classifier.requires_grad_(False)  # not trained
     if settings.resume and (folder / "last.pt").exists():
-        restore(run, load_checkpoint(folder / "last.pt"))
+        restore(run, load_checkpoint(folder / "last.pt"), trained_on)
     elif ranks.main:
-        target = data.target_val or data.target_sample
-        run.distance_before = domain_distance(answers(net, data.source_val, SOURCE), answers(net, target))
+        run.untrained = copy.deepcopy(net)
         write_json(folder / "args.json", {**run.args, "total_steps": run.total_steps})
     return run
 
@@ -347,8 +354,9 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
             run.optimizer.zero_grad(set_to_none=True)
-            total(losses, recipe.weight_d).backward()
-            run.optimizer.step()
+            run.scaler.scale(total(losses, recipe.weight_d)).backward()
+            run.scaler.step(run.optimizer)
+            run.scaler.update()
             if run.teacher:
                 run.teacher.follow(net, run.step)
             if run.priors:
@@ -359,7 +367,9 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
             meter.add(losses, lambda_p, lr)
             regular = run.step % val_period == 0 or run.step == run.total_steps
             if log and (regular or stop):
-                measured, line = validate(run, data, batch_s, {"p": p, "lambda": lambda_p, "lr": lr, **meter.pause(lr)})
+                numbers = {"p": p, "lambda": lambda_p, "lr": lr, **meter.pause(lr)}
+                in_full = run.step == run.total_steps or settings.select != "last"
+                measured, line = validate(run, data, batch_s, numbers, in_full)
                 log.write(line)
                 meter.say(summary(line, run.total_steps))
                 save_run(run, line, settings.select, settings.topk, candidate=regular)
@@ -443,24 +453,30 @@ class Measured:
     target: Answers | None
 
 
-def measure(run: Run, data: Data) -> Measured:
-    """Predict both val sets with the network that predicts."""
+def measure(run: Run, data: Data, in_full: bool = True) -> Measured:
+    """Predict both val sets with the network that predicts; of the source's without `in_full` a part."""
+    source_val = data.source_val if in_full or not data.source_val else data.source_val.some(SAMPLE_IMAGES, labels=True)
     target_val = answers(run.predictor, data.target_val)
     target = target_val or answers(run.predictor, data.target_sample)
-    return Measured(run.step, answers(run.predictor, data.source_val, SOURCE), target_val, target)
+    return Measured(run.step, answers(run.predictor, source_val, SOURCE), target_val, target)
 
 
 def validate(
-    run: Run, data: Data, batch_s: Batches, numbers: dict[str, float | None]
+    run: Run, data: Data, batch_s: Batches, numbers: dict[str, float | None], in_full: bool
 ) -> tuple[Measured, dict[str, Any]]:
     """Measure the network, and make the line of metrics.jsonl; None (null) for what was not measured.
 
-    numbers: p, lambda and lr of the step just done, means since the last line. The validation scores are of
-    the target's val images or, where there are none, of some of its train images.
+    in_full: on the whole of the source's val, as the numbers of a result are. numbers: p, lambda and lr of the step
+    just done, means since the last line. The validation scores are of the target's val images or, where there are none,
+    of some of its train images. The first validation measures the untrained network, too.
     """
     if run.teacher:
         run.teacher.measure_source(batch_s(step)[0] for step in range(max(0, run.step - SOURCE_BATCHES), run.step))
-    measured = measure(run, data)
+    if run.untrained:
+        f_s = Features(run.untrained, data.source_val, SOURCE)
+        f_t = Features(run.untrained, data.target_val or data.target_sample)
+        run.distance_before, run.untrained = domain_distance(f_s, f_t), None
+    measured = measure(run, data, in_full)
     target, images = measured.target, data.target_val or data.target_sample
     scores = validation_scores(run.predictor, images.images, target, measured.source_val) if target and images else {}
     return measured, {
@@ -503,8 +519,7 @@ def finish(
     test = on_test(run, data, settings)
     metrics = selected["metrics"]
     after = metrics.get("proxy_a_distance")
-    draw_curves({run.folder.name: log.lines}, run.folder / "curves.png")
-    draw_answers(run.folder, (settings.target_file, settings.source_file), data, measured)
+    draw_figures(run.folder, log, (settings.target_file, settings.source_file), data, measured)
     lines = [line for line in log.lines if line["step"] <= selected["step"]]
     compared = against_source_only(run, data, settings, measured)
     priors = class_priors(run, data, metrics.get("target_priors"))
@@ -547,7 +562,7 @@ def on_test(run: Run, data: Data, settings: Settings) -> Answers | None:
     if settings.eval_split != "test" or settings.target_file is None:
         return None
     try:
-        test = read_split(settings, settings.target_file, "test", data.classes)
+        test = read_split(settings, NO_CACHE, settings.target_file, "test", data.classes)
         if test is None:
             raise UserError(f"the test of {settings.data_root / settings.target_file} has no label of a class")
     except UserError as error:
@@ -643,18 +658,21 @@ def priors_in_words(priors: dict[str, dict[str, Any]], most: int = 5) -> str:
     return f"class priors, source -> target as estimated, where they differ most: {', '.join(each)}"
 
 
-def draw_answers(folder: Path, names: tuple[str | None, str], data: Data, measured: Measured) -> None:
-    """Draw confusion.png and mistakes.png of the target's val set, or of the source's where that has no labels.
+def draw_figures(folder: Path, log: RunLog, names: tuple[str | None, str], data: Data, measured: Measured) -> None:
+    """Draw curves.png and, of the target's val set or else of the source's, confusion.png and mistakes.png.
 
-    names: of target and source.
+    names: of target and source; one without labels has none of these.
     """
+    from plots import draw_confusion, draw_curves, draw_mistakes  # here, as a start need not wait for matplotlib
+
+    draw_curves({folder.name: log.lines}, folder / "curves.png")
     sides = ((data.target_val, measured.target_val), (data.source_val, measured.source_val))
     for name, (domain, found) in zip(names, sides, strict=True):
         if domain and found and domain.labels is not None:
             labels, p = domain.labels.numpy(), found.probabilities.numpy()
             title = f"{folder.name}: {name} val, n = {len(domain):,}, accuracy {shown(found.accuracy)}"
             draw_confusion(labels, p.argmax(1), data.classes, title, folder / "confusion.png")
-            draw_mistakes(domain.images.numpy(), labels, p, data.classes, title, folder / "mistakes.png")
+            draw_mistakes(domain.images, labels, p, data.classes, title, folder / "mistakes.png")
             return
 
 

@@ -8,6 +8,9 @@ label, prediction, x, y). Domains and classes come from the checkpoint. About 20
 seconds for the default 1,000 images a domain on 2 cores.
 """
 
+import threads  # noqa: F401
+
+# isort: split
 import argparse
 from dataclasses import dataclass
 from pathlib import Path

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ASK_GPU = 50  # steps between two questions to a GPU (is a loss finite? has a rank been interrupted?): each waits for it
 
 
@@ -164,14 +164,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of the forward pass: `auto` is bfloat16 where the hardware multiplies it, else float32."""
-    if name == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:  # elsewhere bfloat16 is emulated, slower than float32
-            native = device.type == "cpu" and bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", cpuinfo()))
+    """Return the dtype of the forward pass: `auto` is bfloat16 where the hardware multiplies it.
+
+    Else it is float16 on an NVIDIA GPU, and float32 elsewhere.
+    """
+    if name == "auto" and device.type == "cuda":
+        name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    elif name == "auto":  # where bfloat16 is emulated, it is slower than float32
+        native = device.type == "cpu" and re.search(r"\b(avx512_bf16|amx_bf16)\b", cpuinfo())
         name = "bf16" if native else "fp32"
-    return torch.bfloat16 if name == "bf16" else torch.float32
+    return PRECISIONS[name]
 
 
 def cpuinfo() -> str:
@@ -271,11 +273,16 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove what processes that were killed while writing left in a folder that nobody else writes to."""
+def remove_parts(folder: Path, idle: float = 0) -> None:
+    """Remove what processes that were killed while writing left in a folder.
+
+    idle: seconds without a write, after which a file is taken for such a one where others write, too.
+    """
     for file in folder.iterdir():
         if re.fullmatch(r"\..+(\.\w+)\.[a-z0-9_]{8}\1", file.name):  # as atomic_path names them
-            file.unlink()
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - file.stat().st_mtime >= idle:
+                    file.unlink()
 
 
 # Processes: torchrun --nproc-per-node N train.py ...

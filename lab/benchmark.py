@@ -4,7 +4,7 @@
 
 Writes results/benchmark-<device>.json. Nothing else should run meanwhile. About
 15 minutes on 2 cores, 6 of them for the time to accuracy; --parts runs some of
-it: training, prediction, start, growth, accuracy. Parts that are not run keep
+it: training, prediction, start, growth, together, accuracy. Parts that are not run keep
 what the file says of them. What is compared alternates within one run; every
 number is a median over --repeats.
 """
@@ -27,6 +27,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as this script may be run from anywhere
 
+import threads
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -371,47 +374,80 @@ def seconds_of(code: str) -> float:
 
 
 def measure_start(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Where the seconds of a run of one step go, and its peak memory."""
+    """Where the seconds of a run of one step go, and its peak memory; then again, with the images in the cache."""
     print("start-up and memory", flush=True)
     imports = {f"import_{name}_seconds": partial(seconds_of, f"import {name}") for name in ("torch", "train")}
     middle = medians(alternate(imports, args.repeats))
-    found: dict[str, list[float]] = {name: [] for name in (*PHASES, "peak")}
+    launches: list[dict[str, list[float]]] = [{name: [] for name in (*PHASES, "peak")} for _ in range(2)]
     for _ in range(args.repeats):
         with tempfile.TemporaryDirectory() as folder:
-            more = ["--save_dir", folder, "--run_name", "run", "--max_steps", "1", "--device", device.type]
+            more = ["--save_dir", folder, "--cache", f"{folder}/cache", "--max_steps", "1", "--device", device.type]
             command = [sys.executable, "-c", LAUNCH, *dann_flags(args.data_root, *more)]
-            done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
-            images = read_json(Path(folder, "run", "result.json"), images=dict)["images"]
-        for name, word in zip(found, done.stdout.split("MEASURED")[1].split(), strict=True):
-            found[name].append(float(word))
-    peak = statistics.median(found.pop("peak"))
-    phases = medians(found)
+            for k, found in enumerate(launches):
+                done = subprocess.run(
+                    [*command, "--run_name", str(k)], check=True, cwd=ROOT, capture_output=True, text=True
+                )
+                for name, word in zip(found, done.stdout.split("MEASURED")[1].split(), strict=True):
+                    found[name].append(float(word))
+            images = read_json(Path(folder, "0", "result.json"), images=dict)["images"]
+    first, second = ({**medians(found), **middle} for found in launches)
+    for launch in (first, second):
+        to_first_step = launch["import_train_seconds"] + sum(launch[name] for name in PHASES[:-1])
+        launch["launch_to_first_step_seconds"] = round(to_first_step, 2)
+        launch["peak_memory_megabytes"] = round(launch.pop("peak") / 1e6)
     raw = 28 * 28 * 3 * (images["labelled_train"] + images["unlabelled_train"])
-    to_first_step = middle["import_train_seconds"] + sum(phases[name] for name in PHASES[:-1])
-    return {
-        **middle,
-        **phases,
-        "launch_to_first_step_seconds": round(to_first_step, 2),
-        "images": images,
-        "peak_memory_megabytes": round(peak / 1e6),
-        "raw_train_megabytes": round(raw / 1e6),
-    }
+    return {**first, "second_launch": second, "images": images, "raw_train_megabytes": round(raw / 1e6)}
 
 
 def measure_growth(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Images a second of the training loop as both domains grow; random pixels, speed does not care."""
     print("growth", flush=True)
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (max(COUNTS), 28, 28, 3), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 10, (max(COUNTS),), generator=generator)
-    rates = {}
-    for n in COUNTS:
-        source, target = Domain(pixels[:n], labels[:n], []), Domain(pixels[:n], None, [])
-        data = Data([str(k) for k in range(10)], source, target, None, None, None)
-        rates[str(n)] = partial(loop_rate, data, "small", 2 * args.steps, device)
+    rates = {str(n): partial(loop_rate, random_data(n), "small", 2 * args.steps, device) for n in COUNTS}
     middle = medians(alternate(rates, args.repeats))
     smallest, *_, largest = middle.values()
     return {"images_per_second": middle, "largest_over_smallest": round(largest / smallest, 3)}
+
+
+# Runs side by side
+
+SPINS = {"torch": "300000", "ours": threads.SPIN_COUNT}  # as OpenMP has it by default on Linux, and as train.py does
+ALONE = "import sys; from lab import benchmark; print(benchmark.rate_of_random(int(sys.argv[1]), sys.argv[2]))"
+
+
+def random_data(count: int) -> Data:
+    """Two domains of random pixels; speed does not care."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 28, 28, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    return Data([str(k) for k in range(10)], Domain(pixels, labels, []), Domain(pixels, None, []), None, None, None)
+
+
+def rate_of_random(steps: int, device: str) -> float:
+    """Images a second of the training loop, on random pixels."""
+    return loop_rate(random_data(2000), "small", steps, torch.device(device))
+
+
+def rate_together(runs: int, spin: str, steps: int, device: torch.device) -> float:
+    """Images a second of so many trainings at once, summed."""
+    command = [sys.executable, "-c", ALONE, str(steps), device.type]
+    environment = {**os.environ, "GOMP_SPINCOUNT": spin}
+    started = [
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(runs)
+    ]
+    return sum(float(run.communicate()[0]) for run in started)
+
+
+def measure_together(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """One training and two at once, with threads that wait as torch has it and as we do."""
+    print("side by side", flush=True)
+    kinds = {f"{runs}_{name}": (runs, spin) for runs in (1, 2) for name, spin in SPINS.items()}
+    measures = {kind: partial(rate_together, runs, spin, args.steps, device) for kind, (runs, spin) in kinds.items()}
+    middle = medians(alternate(measures, args.repeats))
+    return {
+        "images_per_second": middle,
+        "two_over_one": round(middle["2_ours"] / middle["1_ours"], 3),
+        "one_over_torch": round(middle["1_ours"] / middle["1_torch"], 3),
+    }
 
 
 # Time to accuracy
@@ -464,6 +500,7 @@ MEASURES = {
     "prediction": measure_prediction,
     "start": measure_start,
     "growth": measure_growth,
+    "together": measure_together,
     "accuracy": measure_accuracy,
 }
 

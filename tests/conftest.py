@@ -21,6 +21,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+import plots
 import prepare_data
 import train
 from runs import Run
@@ -34,6 +35,14 @@ def short_comparison() -> Iterator[None]:
     """What an adapted run is held against trains for a sixth of its steps, however few these are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "SOURCE_STEPS", 1)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images go to a folder of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
@@ -64,7 +73,7 @@ def dann_run(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs draw nothing: the figures take most of the time of a short run."""
     for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        monkeypatch.setattr(train, name, lambda *_: None)
+        monkeypatch.setattr(plots, name, lambda *_: None)
 
 
 @pytest.fixture

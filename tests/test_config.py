@@ -31,6 +31,7 @@ OTHER = {  # a value of each flag that is not the default
     "with_source": None,  # with --train_mode target
     "size": "32",
     "num_workers": "3",
+    "cache": "here",
     "recipe": "strong",
     "without": "teacher",  # with --recipe strong
     "views": "photos",  # with --recipe strong

@@ -52,6 +52,7 @@ def test_a_domain_is_read_into_one_contiguous_uint8_tensor_with_any_number_of_th
     listing = list_split(small_data, "mnistm", "train", True)
     assert listing is not None
     domain = read_domain(listing, [str(k) for k in range(10)], 28, 2)
+    assert isinstance(domain.images, torch.Tensor)
     assert domain.images.dtype == torch.uint8
     assert domain.images.shape == (40, 28, 28, 3)
     assert domain.images.is_contiguous()
@@ -72,7 +73,7 @@ def test_a_run_decodes_each_image_once(
         return read_image(path, size)
 
     monkeypatch.setattr(dataset, "read_image", counting)
-    quick_run(small_data, tmp_path)
+    quick_run(small_data, tmp_path, "dann", "usps", "--cache", "none")
     assert len(opened) == len(set(opened)) == 40 + 20 + 40 + 20
 
 

@@ -13,6 +13,7 @@ from dataset import Domain
 from metrics import (
     SCORES,
     Answers,
+    Features,
     accuracy_of,
     answer_scores,
     answers,
@@ -51,13 +52,13 @@ def test_accuracy_is_the_share_of_right_answers_in_evaluation_mode() -> None:
     assert net.training
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())  # no statistic moved
     with torch.no_grad():
-        right = net.eval()(domain.images.permute(0, 3, 1, 2)).argmax(1) == domain.labels
+        right = net.eval()(domain.images[:].permute(0, 3, 1, 2)).argmax(1) == domain.labels
     assert share == right.sum().item() / 30
 
 
 def test_what_was_not_measured_is_none() -> None:
     net, domain = DANN(), small_domain()
-    enough, few = answers(net, domain), answers(net, small_domain(5))
+    enough, few = Features(net, domain), Features(net, small_domain(5))
     assert accuracy_of(answers(net, None)) is None
     assert accuracy_of(answers(net, Domain(domain.images, None, domain.names))) is None
     assert domain_distance(None, enough) is None

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import QUICK, ctrl_c_in_step, ended, in_old_format, same_state, same_tensors
+from PIL import Image
 from torch import nn
 
 import export
@@ -520,6 +521,25 @@ def test_a_resume_on_other_data_is_refused(run: Path, small_data: Path, tmp_path
     root = Path(shutil.copytree(small_data, tmp_path / "data"))
     csv = root / "mnistm" / "train.csv"
     csv.write_text("\n".join(csv.read_text().splitlines()[:-1]) + "\n")
+    code, _, error = resumed(run, root)
+    assert code == 2
+    assert re.search(r"last\.pt.*images or labels", error)
+
+
+def test_a_resume_on_a_copy_of_the_data_with_other_times_goes_on(
+    run: Path, small_data: Path, tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    root = Path(shutil.copytree(small_data, tmp_path / "data", copy_function=shutil.copyfile))
+    assert resumed(run, root)[0] == 0
+    assert same_tensors(load_checkpoint(run / "last.pt")["model"], whole["model"])
+
+
+def test_a_resume_on_another_pixel_is_refused(run: Path, small_data: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(small_data, tmp_path / "data"))
+    file = root / "usps" / "data" / "0007.png"
+    with Image.open(file) as image:
+        image.putpixel((5, 5), (1, 2, 3))
+        image.save(file)
     code, _, error = resumed(run, root)
     assert code == 2
     assert re.search(r"last\.pt.*images or labels", error)

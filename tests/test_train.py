@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,13 +33,14 @@ from conftest import (
 from torch import Tensor
 
 import inference
+import metrics
 import train
 from config import MODES, RECIPES, Recipe, Settings, read_settings
 from dataset import Batches, list_split
-from metrics import SCORES, VALIDATORS, answers, domain_distance
+from metrics import SCORES, VALIDATORS, Features, domain_distance
 from model import DANN, SOURCE, TARGET, lambda_schedule, one_cycle
 from runs import Run, build_network, load_checkpoint, locked, read_metrics
-from utils import UserError, seed_step
+from utils import Ranks, UserError, seed_step
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 CPU = torch.device("cpu")
@@ -496,7 +498,7 @@ def test_source_and_dann_measure_an_unlabelled_target_on_the_same_images_spread_
     first, second = (train.load_data(settings(tmp_path, mode, "photos")).target_sample for mode in ("source", "dann"))
     assert first is not None
     assert second is not None
-    assert torch.equal(first.images, second.images)
+    assert torch.equal(first.images[:], second.images[:])
     assert first.labels is None
     every = sorted(path.name for path in measured.iterdir() if path.is_file())
     names = [Path(name).name for name in first.names]
@@ -681,6 +683,11 @@ def test_a_killed_run_of_the_old_format_is_resumed_to_identical_weights(
     assert last["step"] == 6
     last["model"], student = in_old_format(last["model"]), last["resume"]["student"]
     last["resume"]["student"] = student and in_old_format(student)
+    data = train.load_data(settings(small_data, "dann", "usps"))
+    assert data.labelled.labels is not None
+    assert data.unlabelled is not None
+    trained_on = (data.labelled.labels, data.labelled.images[:], data.unlabelled.images[:])
+    last["resume"]["data"] = zlib.crc32(b"".join(tensor.numpy().tobytes() for tensor in trained_on))
     args = json.loads((folder / "args.json").read_text())
     for each in (args, last["args"]):
         each.update(names)
@@ -689,6 +696,21 @@ def test_a_killed_run_of_the_old_format_is_resumed_to_identical_weights(
     torch.save(last, folder / "last.pt")
     found = weights(quick_run(small_data, tmp_path, "dann", "usps", *more, "--resume"))
     assert same_tensors(uncounted(found), uncounted(whole))
+
+
+def test_float16_trains_with_scaled_gradients_and_resumes_to_the_same_weights(
+    small_data: Path, tmp_path: Path, no_figures: None
+) -> None:
+    more = ("--precision", "fp16", "--run_name", "run", "--max_steps", "4", "-bs", "2", "--val_period", "2")
+    whole = quick_run(small_data, tmp_path / "whole", "source", "usps", *more)
+    assert whole["precision"] == "float16"
+    with ctrl_c_in_step(3):
+        quick_run(small_data, tmp_path, "source", "usps", *more)
+    found = quick_run(small_data, tmp_path, "source", "usps", *more, "--resume")
+    one, other = (load_checkpoint(Path(run["folder"]) / "last.pt") for run in (whole, found))
+    assert same_state(one["resume"], other["resume"])
+    assert one["resume"]["scaler"]["scale"] > 1
+    assert same_tensors(weights(whole), weights(found))
 
 
 def test_a_run_is_resumed_with_the_views_that_it_was_started_with(small_data: Path, tmp_path: Path) -> None:
@@ -804,7 +826,7 @@ def test_the_result_is_of_the_checkpoint_that_select_names_and_the_best_k_are_ke
     assert selected["step"] == step
     net, _ = build_network(folder, selected, CPU)
     data = train.load_data(settings(small_data))
-    distance = domain_distance(answers(net, data.source_val, SOURCE), answers(net, data.target_val))
+    distance = domain_distance(Features(net, data.source_val, SOURCE), Features(net, data.target_val))
     assert outcome["proxy_a_distance"]["trained"] == distance
 
 
@@ -838,6 +860,37 @@ def test_a_score_that_cannot_be_measured_is_refused_as_a_choice(small_data: Path
     ):
         code, _, error = ended(train, "--data_root", data, "--train_mode", mode, *more, "--select", "iw")
         assert (code, "--select iw" in error) == (2, True)
+
+
+@pytest.mark.parametrize("select", ["last", "source_val", "target_val"])
+def test_the_result_is_of_the_whole_source_val_and_only_lines_that_nothing_is_chosen_by_are_of_a_part(
+    select: str, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_figures: None
+) -> None:
+    monkeypatch.setattr(train, "SAMPLE_IMAGES", 7)
+    asked, predict = [], metrics.predict
+
+    def watched(net: DANN, images: Any, *more: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        asked.append(len(images) if named.get("domain") == SOURCE else 0)
+        return predict(net, images, *more, **named)
+
+    monkeypatch.setattr(metrics, "predict", watched)
+    quick_run(small_data, tmp_path, "source", "usps", "--select", select, "--val_period", "4")
+    validations = [count for count in asked if count][1:]  # behind the untrained network
+    assert validations[:3] == ([7, 7, 20] if select == "last" else [20, 20, 20])
+
+
+def test_the_distance_before_is_that_of_the_untrained_network_also_after_a_resume(
+    small_data: Path, tmp_path: Path, no_figures: None
+) -> None:
+    """It is measured with the first validation, when the network has been trained."""
+    quick = settings(small_data)
+    data = train.load_data(quick)
+    net = train.start_run(quick, tmp_path, data, CPU, Ranks(rank=1)).net
+    wanted = domain_distance(Features(net, data.source_val, SOURCE), Features(net, data.target_val))
+    with ctrl_c_in_step(8):
+        quick_run(small_data, tmp_path, "dann", "usps", "--run_name", "run")
+    outcome = quick_run(small_data, tmp_path, "dann", "usps", "--run_name", "run", "--resume")
+    assert outcome["proxy_a_distance"]["untrained"] == wanted
 
 
 def test_accuracy_on_test_is_of_the_selected_checkpoint(

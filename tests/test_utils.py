@@ -27,7 +27,7 @@ from utils import InterruptFlag, Progress, Ranks, UserError, atomic_path, choose
 
 PROJECT = Path(utils.__file__).parent
 SCRIPTS = {"train", "inference", "tsne", "export", "report", "prepare_data"}
-LIBRARIES = {"config", "model", "losses", "augment", "dataset", "metrics", "runs", "plots", "utils"}
+LIBRARIES = {"config", "model", "losses", "augment", "cache", "threads", "dataset", "metrics", "runs", "plots", "utils"}
 CPU = torch.device("cpu")
 
 
@@ -127,7 +127,11 @@ def test_precision_is_as_asked_and_by_default_what_the_hardware_computes(
     assert choose_precision("auto", CPU) is precision
     assert choose_precision("fp32", CPU) is torch.float32
     assert choose_precision("bf16", CPU) is torch.bfloat16
+    assert choose_precision("fp16", CPU) is torch.float16
     assert choose_precision("auto", torch.device("mps")) is torch.float32
+    for native, wanted in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        assert choose_precision("auto", torch.device("cuda")) is wanted
 
 
 def test_progress_prints_plain_lines_with_rate_and_time_left_where_there_is_no_terminal(
@@ -321,4 +325,28 @@ def test_importing_the_scripts_leaves_matplotlib_as_it_was() -> None:
         "assert before == matplotlib.rcParams.copy()\n"  # with the backend
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
+
+
+@pytest.mark.parametrize("script", ["train", "inference", "tsne"])
+def test_a_script_sets_how_its_threads_wait_before_torch_is_there_unless_it_is_set(script: str) -> None:
+    first = parsed(script).body[1]
+    assert isinstance(first, ast.Import)
+    assert first.names[0].name == "threads"
+    assert imports("threads") == {"os"}
+    for given in ({}, {"GOMP_SPINCOUNT": "7"}):
+        kept = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+        done = subprocess.run(
+            [sys.executable, "-c", "import threads; print(threads.SPIN_COUNT)"],
+            cwd=PROJECT,
+            env={**kept, **given},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.strip() == given.get("GOMP_SPINCOUNT", "1000")
+
+
+def test_a_training_starts_without_the_libraries_that_its_end_needs() -> None:
+    code = "import sys, train; assert not {'sklearn', 'scipy', 'pandas', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
