@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from cache import facts_of
-from dataset import encode_labels, image_homes, image_names, list_csv, read_images, read_text, slashed, tell_one_colour
+from dataset import read_images, tell_one_colour
+from listing import encode_labels, image_homes, image_names, list_csv, read_text, slashed
 from metrics import entropy, predict
 from runs import build_network, load_checkpoint, resolve_checkpoint
 from utils import (

@@ -33,19 +33,8 @@ import config
 from augment import views
 from cache import NO_CACHE, Cache
 from config import Recipe, Settings, read_settings
-from dataset import (
-    Batches,
-    Domain,
-    Listing,
-    NoClasses,
-    class_names,
-    domain_folder,
-    list_split,
-    may_have_labels,
-    of_known_classes,
-    read_domain,
-    some_rows,
-)
+from dataset import Batches, Domain, read_domain, some_rows
+from listing import Listing, NoClasses, class_names, domain_folder, list_split, may_have_labels, of_known_classes
 from losses import LOGGED, PSEUDO_LABEL_MEASURES, ClassPriors, Objective, Teacher, ramp, total
 from metrics import (
     MINIMUM,

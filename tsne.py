@@ -23,7 +23,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from dataset import Domain, NoClasses, list_split, of_known_classes, read_domain
+from dataset import Domain, read_domain
+from listing import NoClasses, list_split, of_known_classes
 from metrics import MINIMUM, predict, proxy_a_distance
 from model import DANN, SOURCE
 from plots import draw_by_class, draw_by_domain

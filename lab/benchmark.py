@@ -4,9 +4,9 @@
 
 Writes results/benchmark-<device>.json. Nothing else should run meanwhile. About
 15 minutes on 2 cores, 6 of them for the time to accuracy; --parts runs some of
-it: training, prediction, start, growth, together, accuracy. Parts that are not run keep
-what the file says of them. What is compared alternates within one run; every
-number is a median over --repeats.
+it: training, prediction, start, growth, together, accuracy. Parts that are not
+run keep what the file says of them. What is compared alternates within one run;
+every number is a median over --repeats.
 """
 
 import argparse
@@ -40,7 +40,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import inference
 import train
 from config import RECIPES, Settings, read_settings
-from dataset import Domain, domain_folder, list_split, read_images
+from dataset import Domain, read_images
+from listing import domain_folder, list_split
 from losses import Objective, total
 from metrics import predict
 from model import ARCHITECTURES, DANN, reverse_gradient

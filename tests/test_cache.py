@@ -22,7 +22,8 @@ import cache
 import dataset
 import train
 from cache import Cache, Stored
-from dataset import Batches, Domain, list_split, read_domain, read_image, read_images
+from dataset import Batches, Domain, read_domain, read_image, read_images
+from listing import list_split
 from runs import load_checkpoint
 from utils import UserError
 
@@ -356,13 +357,14 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch, dataset
 from cache import Cache
+from listing import list_split
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 before, dataset.WHOLE = peak(), 0
 for launch in range(2):
-    listing = dataset.list_split(Path(sys.argv[2]), "d", "train", False)
+    listing = list_split(Path(sys.argv[2]), "d", "train", False)
     domain = dataset.read_domain(listing, None, 224, 1, cache=Cache(Path(sys.argv[3])))
     batches = dataset.Batches(domain, 16, 0, 0, torch.device("cpu"))
     drawn = sum(batches(step)[0].sum() for step in range(len(domain) // 16))

@@ -20,18 +20,8 @@ from PIL import Image
 
 import dataset
 import train
-from dataset import (
-    Batches,
-    Domain,
-    Listing,
-    class_names,
-    encode_labels,
-    image_names,
-    list_split,
-    read_domain,
-    read_image,
-    read_images,
-)
+from dataset import Batches, Domain, read_domain, read_image, read_images
+from listing import Listing, class_names, encode_labels, image_names, list_split
 from utils import UserError
 
 

@@ -23,7 +23,8 @@ from conftest import ended, quick_run, stripes
 from PIL import Image
 
 import inference
-from dataset import image_names, read_images
+from dataset import read_images
+from listing import image_names
 from metrics import predict
 from runs import build_network, load_checkpoint, save_checkpoint
 from utils import UserError

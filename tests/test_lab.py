@@ -19,8 +19,9 @@ from conftest import ended, same_tensors, write_domain
 
 import train
 from config import read_settings
-from dataset import Domain, list_split
+from dataset import Domain
 from lab import benchmark, tables
+from listing import list_split
 from runs import FORMAT, load_checkpoint, write_json
 from utils import UserError
 

@@ -30,7 +30,8 @@ import inference
 import plots
 import train
 import tsne
-from dataset import class_names, encode_labels, image_names, list_split, of_known_classes, read_domain, read_image
+from dataset import read_domain, read_image
+from listing import class_names, encode_labels, image_names, list_split, of_known_classes
 from metrics import answer_scores, collapse
 from runs import resolve_checkpoint
 from utils import UserError, user_path

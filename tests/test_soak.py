@@ -36,7 +36,8 @@ import report
 import train
 import tsne
 from config import read_settings
-from dataset import class_names, encode_labels, list_csv, list_split, read_domain, read_image
+from dataset import read_domain, read_image
+from listing import class_names, encode_labels, list_csv, list_split
 from model import DANN
 from runs import build_network, load_checkpoint, write_json
 from utils import UserError, describe_device, versions

@@ -36,7 +36,8 @@ import inference
 import metrics
 import train
 from config import MODES, RECIPES, Recipe, Settings, read_settings
-from dataset import Batches, list_split
+from dataset import Batches
+from listing import list_split
 from metrics import SCORES, VALIDATORS, Features, domain_distance
 from model import DANN, SOURCE, TARGET, lambda_schedule, one_cycle
 from runs import Run, build_network, load_checkpoint, locked, read_metrics

@@ -27,7 +27,20 @@ from utils import InterruptFlag, Progress, Ranks, UserError, atomic_path, choose
 
 PROJECT = Path(utils.__file__).parent
 SCRIPTS = {"train", "inference", "tsne", "export", "report", "prepare_data"}
-LIBRARIES = {"config", "model", "losses", "augment", "cache", "threads", "dataset", "metrics", "runs", "plots", "utils"}
+LIBRARIES = {
+    "config",
+    "model",
+    "losses",
+    "augment",
+    "cache",
+    "listing",
+    "threads",
+    "dataset",
+    "metrics",
+    "runs",
+    "plots",
+    "utils",
+}
 CPU = torch.device("cpu")
 
 
