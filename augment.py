@@ -125,7 +125,7 @@ def cut_out(x: Tensor, largest: float = 0.4) -> Tensor:
     return torch.where(hole, x.mean((1, 2, 3), keepdim=True), x)
 
 
-def views(x: Tensor, kind: str, paste: bool) -> Tensor:
+def views(x: Tensor, kind: str, paste: bool, mirror: bool = False) -> Tensor:
     """Strong random views of images uint8 or float [B, 3, H, W] -> float32 [B, 3, H, W].
 
     kind: `digits`, half of whose views are negatives, or `photos`, whose colours stay near theirs. Nothing is mirrored.

@@ -29,6 +29,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from backbones import Preprocessing
 from utils import ALONE, Progress, Ranks, UserError, memory_of_machine, note
 
 EXTENSIONS = {
@@ -100,11 +101,20 @@ class Listing:
 
 @dataclass
 class Domain:
-    """One split in memory: images uint8 [N, H, W, 3], labels int64 [N] or None, names [N]."""
+    """One split in memory: images uint8 [N, H, W, 3], labels int64 [N] or None, names [N].
+
+    features: float [N, C] of a frozen backbone, which then train and predict in place of the images.
+    """
 
     images: Tensor
     labels: Tensor | None
     names: list[str]
+    features: Tensor | None = None
+
+    @property
+    def inputs(self) -> Tensor:
+        """What the network takes of each image: its features, or itself."""
+        return self.images if self.features is None else self.features
 
     def __len__(self) -> int:
         return len(self.images)
@@ -744,8 +754,18 @@ def contrast(image: Image.Image) -> int:
     return max(high - low for low, high in image.getextrema())  # type: ignore[misc]
 
 
-def read_image(path: Path, size: int) -> np.ndarray | str:
-    """One image as uint8 [size, size, 3], or in words why it is unreadable."""
+def square(image: Image.Image, size: int, wanted: Preprocessing | None) -> Image.Image:
+    """An image of any shape as a square of that side: all of it, or its middle as pretrained weights have it wanted."""
+    if wanted is None:
+        return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)
+    side = wanted.crop * min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling[wanted.interpolation.upper()], box)
+
+
+def read_image(path: Path, size: int, wanted: Preprocessing | None = None) -> np.ndarray | str:
+    """One image as uint8 [size, size, 3], made a square as in `square`; or in words why it is unreadable."""
     try:
         if not os.path.isfile(path) and os.path.exists(path):
             return "no regular file"  # to open a pipe would wait for ever
@@ -756,9 +776,7 @@ def read_image(path: Path, size: int) -> np.ndarray | str:
             if pixels > LARGE_PIXELS:  # a JPEG is decoded at a reduced scale, still larger than what is wanted
                 image.draft(None, (4 * size, 4 * size))
             with one_large_image if pixels > LARGE_PIXELS else contextlib.nullcontext():
-                rgb = to_rgb(image)
-                same = rgb.size == (size, size)
-                return np.asarray(rgb if same else rgb.resize((size, size), Image.Resampling.BILINEAR))
+                return np.asarray(square(to_rgb(image), size, wanted))
     except FileNotFoundError:
         return "no such file"
     except PermissionError:
@@ -771,7 +789,9 @@ def read_image(path: Path, size: int) -> np.ndarray | str:
         return f"not a readable image ({type(error).__name__})"
 
 
-def read_images(paths: Sequence[Path], size: int, workers: int = 0, label: str = "") -> tuple[Tensor, dict[int, str]]:
+def read_images(
+    paths: Sequence[Path], size: int, workers: int = 0, label: str = "", wanted: Preprocessing | None = None
+) -> tuple[Tensor, dict[int, str]]:
     """Decode images, each once, on `workers` threads (0: one per core).
 
     Returns uint8 [N, size, size, 3] and, by index, why an image could not be read; its pixels are then 0.
@@ -791,7 +811,7 @@ def read_images(paths: Sequence[Path], size: int, workers: int = 0, label: str =
     def read_chunk(start: int) -> int:
         stop = min(start + CHUNK, len(paths))
         for i in range(start, stop):
-            image = read_image(paths[i], size)
+            image = read_image(paths[i], size, wanted)
             if isinstance(image, str):
                 unreadable[i] = image
             else:
@@ -807,7 +827,14 @@ def read_images(paths: Sequence[Path], size: int, workers: int = 0, label: str =
     return pixels, dict(sorted(unreadable.items()))
 
 
-def read_domain(listing: Listing, classes: list[str] | None, size: int, workers: int, label: str = "") -> Domain:
+def read_domain(
+    listing: Listing,
+    classes: list[str] | None,
+    size: int,
+    workers: int,
+    label: str = "",
+    wanted: Preprocessing | None = None,
+) -> Domain:
     """Read a listing into memory; labels are encoded where `classes` is given.
 
     Raises UserError naming the row when a listed image is absent or unreadable: training on part of a set unawares
@@ -818,7 +845,7 @@ def read_domain(listing: Listing, classes: list[str] | None, size: int, workers:
     if absent:  # said before an hour is spent on reading the others
         images, unreadable = torch.empty(0), absent
     else:
-        images, unreadable = read_images(listing.paths, size, workers, label)
+        images, unreadable = read_images(listing.paths, size, workers, label, wanted)
     if unreadable:
         i, why = next(iter(unreadable.items()))
         place = f"{listing.where(i)}: {listing.paths[i]}" if listing.rows else str(listing.paths[i])
@@ -845,14 +872,25 @@ class Batches:
     """Endless shuffled batches of a domain; the batch of a step is a pure function of (seed, step).
 
     Each pass over the domain is a fresh permutation and a batch may span two passes, so that every image is drawn
-    exactly once a pass and no batch is ever short. `stream` keeps two domains of one run apart; of several
+    exactly once a pass and no batch is ever short. With `balance` the images of a pass are drawn one by one, by chance
+    and all classes alike. `stream` keeps two domains of one run apart; of several
     processes each gets its share of the batch, every world-th row.
     """
 
     def __init__(
-        self, domain: Domain, batch_size: int, seed: int, stream: int, device: torch.device, ranks: Ranks = ALONE
+        self,
+        domain: Domain,
+        batch_size: int,
+        seed: int,
+        stream: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        balance: bool = False,
     ) -> None:
-        self.images = domain.images.to(device)
+        self.weights = None  # of the images to be drawn, float [N]
+        if balance and domain.labels is not None:
+            self.weights = 1 / domain.labels.bincount()[domain.labels]
+        self.inputs = domain.inputs.to(device)
         self.labels = domain.labels.to(device) if domain.labels is not None else None
         self.batch_size, self.seed, self.stream, self.device = batch_size, seed, stream, device
         self.ranks = ranks
@@ -863,23 +901,32 @@ class Batches:
         if number not in self.passes:
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number * 16 + self.stream) % 2**63)
             self.passes = {k: v for k, v in self.passes.items() if k >= number - 1}
-            self.passes[number] = torch.randperm(len(self.images), generator=generator).to(self.device)
+            if self.weights is None:
+                order = torch.randperm(len(self.inputs), generator=generator)
+            else:
+                order = torch.multinomial(self.weights, len(self.inputs), replacement=True, generator=generator)
+            self.passes[number] = order.to(self.device)
         return self.passes[number]
 
     def indices(self, step: int) -> Tensor:
         """Row numbers of the batch of `step`: int64 [B]."""
         position, parts, missing = step * self.batch_size, [], self.batch_size
         while missing:
-            number, offset = divmod(position, len(self.images))
+            number, offset = divmod(position, len(self.inputs))
             parts.append(self.permutation(number)[offset : offset + missing])
             position += len(parts[-1])
             missing -= len(parts[-1])
         return torch.cat(parts)
 
     def __call__(self, step: int) -> tuple[Tensor, Any]:
-        """Images uint8 [B / world, 3, H, W] (channels_last) and labels int64 [B / world], or None, of `step`."""
+        """Images uint8 [B / world, 3, H, W] (channels_last), or features, and labels int64 or None, of `step`."""
         return self.take(self.indices(step)[self.ranks.rank :: self.ranks.world])
 
     def take(self, rows: Tensor) -> tuple[Tensor, Any]:
         """The batch of those rows, int64 [B]."""
-        return self.images[rows].permute(0, 3, 1, 2), self.labels[rows] if self.labels is not None else None
+        return as_input(self.inputs[rows]), self.labels[rows] if self.labels is not None else None
+
+
+def as_input(rows: Tensor) -> Tensor:
+    """Images [B, H, W, 3] -> [B, 3, H, W], in channels_last; features [B, C] as they are."""
+    return rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows

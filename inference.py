@@ -30,6 +30,7 @@ from torch import Tensor
 
 from dataset import encode_labels, image_homes, image_names, list_csv, read_images, read_text, slashed, tell_one_colour
 from metrics import entropy, predict
+from model import DANN
 from runs import build_network, load_checkpoint, resolve_checkpoint
 from utils import (
     DEVICES,
@@ -46,7 +47,8 @@ from utils import (
     user_path,
 )
 
-CHUNK = 8192  # images read at a time; up to three chunks are in memory, as one is read while another is predicted
+CHUNK = 8192  # images of 28x28 read at a time, 128 at least of larger ones; up to three chunks are in memory, as one
+# is read while another is predicted
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -123,15 +125,18 @@ def keep_inputs(out_file: Path, inputs: Sequence[Path | None]) -> None:
 
 
 def read_chunks(
-    home: Path, names: list[str], elsewhere: dict[str, str], size: int, workers: int
+    home: Path, names: list[str], elsewhere: dict[str, str], net: DANN, workers: int
 ) -> Iterator[tuple[list[int], Tensor, dict[int, str]]]:
     """Yield row numbers, pixels uint8 [n, H, W, 3] and unreadable rows, chunk by chunk, the next one read ahead."""
 
-    def read(start: int) -> tuple[Tensor, dict[int, str]]:
-        paths = [home / elsewhere.get(name, name) for name in names[start : start + CHUNK]]
-        return read_images(paths, size, workers)
+    size = net.arguments["size"]
+    count = min(CHUNK, max(128, CHUNK * 28**2 // size**2))
 
-    starts = range(0, len(names), CHUNK)
+    def read(start: int) -> tuple[Tensor, dict[int, str]]:
+        paths = [home / elsewhere.get(name, name) for name in names[start : start + count]]
+        return read_images(paths, size, workers, wanted=net.preprocessing)
+
+    starts = range(0, len(names), count)
     with ThreadPoolExecutor(1) as ahead:
         coming = [ahead.submit(read, start) for start in starts[:1]]
         for k, start in enumerate(starts):
@@ -266,7 +271,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     rows: list[int] = []
     parts = []
     progress = Progress(len(names), "predict", "images")
-    for chunk_rows, pixels, unreadable in read_chunks(home, names, elsewhere, net.arguments["size"], args.num_workers):
+    for chunk_rows, pixels, unreadable in read_chunks(home, names, elsewhere, net, args.num_workers):
         if chunk_rows:
             tell_one_colour(pixels, [names[row] for row in chunk_rows], str(args.test_loc))
             parts.append(predict(net, pixels, args.batch_size, precision=precision)[1])  # [n, K]

@@ -18,11 +18,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from dataset import Domain, some_rows
+from dataset import Domain, as_input, some_rows
 from losses import entropy, entropy_and_diversity
 from model import DANN
 
 EVAL_BATCH = {"cpu": 128}  # 1.0 to 1.09 times the rate of 64, which had 1.4 times that of 512; elsewhere 2048
+PHOTO_BATCH = {"cpu": 32}  # of images for a backbone; elsewhere 256
 MINIMUM = 10  # images of a domain for which a proxy A-distance, or a doubt in the answers, means anything
 SCORES = ("entropy", "diversity", "information_maximisation", "soft_neighbourhood_density")
 
@@ -38,7 +39,8 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Features float32 [N, F] and class probabilities float32 [N, K] on the CPU.
 
-    images: uint8 [N, H, W, 3] of `domain`, whose BatchNorm statistics are used (None: the network's predict_as).
+    images: uint8 [N, H, W, 3] of `domain`, whose BatchNorm statistics are used (None: the network's predict_as), or
+    features [N, C] of its frozen backbone.
     batch_size: None for one that suits the device. precision: of the forward pass. Puts the network in evaluation mode
     for the call: running statistics, no dropout.
     """
@@ -46,12 +48,19 @@ def predict(
     net.eval()
     features, probabilities = [], []
     with torch.inference_mode(), torch.autocast(net.device.type, precision, enabled=precision != torch.float32):
-        for batch in images.split(batch_size or EVAL_BATCH.get(net.device.type, 2048)):
-            f = net.features(batch.to(net.device).permute(0, 3, 1, 2), domain)  # [B, F]
+        for batch in images.split(batch_size or eval_batch(net, images)):
+            f = net.features(as_input(batch.to(net.device)), domain)  # [B, F]
             features.append(f.float().cpu())
             probabilities.append(net.label_classifier(f).float().softmax(1).cpu())  # [B, K]
     net.train(training)
     return torch.cat(features), torch.cat(probabilities)
+
+
+def eval_batch(net: DANN, images: Tensor) -> int:
+    """Images a forward pass without a gradient."""
+    if net.preprocessing and images.ndim == 4:
+        return PHOTO_BATCH.get(net.device.type, 256)
+    return EVAL_BATCH.get(net.device.type, 2048)
 
 
 @dataclass
@@ -67,7 +76,7 @@ def answers(net: DANN, data: Domain | None, domain: int | None = None) -> Answer
     """Predict a set, and score it where it has labels; None where there is nothing to predict."""
     if data is None or len(data) == 0:
         return None
-    features, probabilities = predict(net, data.images, domain=domain)
+    features, probabilities = predict(net, data.inputs, domain=domain)
     right = (probabilities.argmax(1) == data.labels).sum().item() if data.labels is not None else None
     return Answers(features, probabilities, right / len(data) if right is not None else None)
 

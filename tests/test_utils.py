@@ -212,7 +212,7 @@ def test_two_processes_reach_the_accuracy_of_one(
 STEP = """
     import torch
     from losses import Objective, total
-    from model import DANN, DomainBatchNorm2d
+    from model import DANN, DomainBatchNorm
     from utils import join_ranks
 
     torch.manual_seed(0)
@@ -220,7 +220,7 @@ STEP = """
     for module in net.modules():
         if isinstance(module, torch.nn.Dropout2d):
             module.p = 0.0
-        if isinstance(module, DomainBatchNorm2d):  # on the CPU it sees the share of its rank
+        if isinstance(module, DomainBatchNorm):  # on the CPU it sees the share of its rank
             module.forward = lambda x: x
             module.requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
