@@ -204,12 +204,12 @@ def load_weights(model: nn.Module, head: tuple[str, ...], arch: str, file: Path)
     body = [name for name in wanted if not name.startswith(in_head)]
     if not set(body) & found.keys() and len(found) == len(wanted):
         found = dict(zip(wanted, found.values(), strict=True))
-    wrong = [f"it has no {name}" for name in body if name not in found]
-    wrong += [
+    wrong = [
         f"{name} is {list(found[name].shape)}, not {list(wanted[name].shape)}"
         for name in body
         if name in found and found[name].shape != wanted[name].shape
     ]
+    wrong += [f"it has no {name}" for name in body if name not in found]
     wrong += [f"{name} is none of {arch}'s" for name in found if name not in wanted and not name.startswith(in_head)]
     if wrong:
         raise UserError(
