@@ -6,10 +6,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from backbones import Preprocessing, known, nearest, preprocessing_of
 from cache import user_folder
 from losses import PARTS
 from metrics import VALIDATORS
-from model import ARCHITECTURES, annealed, one_cycle
+from model import ARCHITECTURES, MAX_SIZE, MIN_SIZE, annealed, one_cycle
 from runs import summary_writer
 from utils import DEVICES, PRECISIONS, SEED, Parser, UserError, bounded, user_path
 
@@ -54,6 +55,13 @@ RECIPES = {
     "tuned": Recipe({"source": 1000, "dann": 1800, "target": 1000}, 128, 4e-3, 0.01, 0.2, TUNED),
     "strong": Recipe({"source": 4000, "dann": 4000, "target": 2000}, 128, 2e-3, 0.05, 0.1, STRONG),
 }
+# What these have for a backbone, whole or frozen, in place of their own; the learning rate is that of the heads, a
+# whole backbone's is a tenth of it (arXiv 1705.10667). Recipe `paper` stays as it is.
+WHOLE = {
+    "tuned": {"steps": {"source": 500, "dann": 1000, "target": 500}, "batch_size": 32, "lr": 1e-3},
+    "strong": {"steps": {"source": 1000, "dann": 2000, "target": 1000}, "batch_size": 32, "lr": 1e-3},
+}
+FROZEN = {"tuned": {"steps": dict.fromkeys(MODES, 300), "batch_size": 64, "lr": 2e-3}}
 # The parts that a mode can have: labels alone need no adaptation, and a target has surroundings of its own.
 PARTS_OF_MODE = {"source": {"augmentation", "distractors"}, "dann": set(PARTS), "target": {"augmentation"}}
 
@@ -73,7 +81,11 @@ class Settings:
     without: tuple[str, ...]
     with_source: bool
     views: str | None  # None: by the classes
+    mirror: bool
+    balance: bool
     arch: str
+    weights: str | None
+    freeze: bool
     epochs: float | None
     max_steps: int | None
     lambda_max: float | None
@@ -89,13 +101,14 @@ class Settings:
     eval_split: str
     topk: int
     tensorboard: bool
+    preprocessing: Preprocessing | None  # of a backbone's images
     values: Recipe  # the recipe's, with what flags put in their place, and the parts that this run has
     processes: int | None = None  # where there are several
 
     def plain(self) -> dict[str, Any]:
         """The flags as plain values, for args.json, checkpoints and results."""
         flags = {each.name: getattr(self, each.name) for each in fields(self)}
-        for name in ("numbered", "resume", "values", "cache"):
+        for name in ("numbered", "resume", "values", "cache", "preprocessing"):
             del flags[name]
         flags |= {"batch_size": self.values.batch_size, "learning_rate": self.values.lr, "without": list(self.without)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
@@ -119,6 +132,18 @@ class Settings:
                 "process or more."
             )
         return replace(self, processes=processes) if processes > 1 else self
+
+
+def architecture(text: str) -> str:
+    """A network's name; ArgumentTypeError for one that nobody has, with the nearest that there are."""
+    if text not in ARCHITECTURES and not known(text):
+        close = nearest(text, ARCHITECTURES)
+        meant = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither {' nor '.join(ARCHITECTURES)} nor a classification network of torchvision, nor "
+            f"timm:NAME of timm{meant}"
+        )
+    return text
 
 
 def folder_name(text: str) -> str:
@@ -161,10 +186,9 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     )
     data.add_argument(
         "--size",
-        type=bounded(int, 8, 256),
-        default=28,
+        type=bounded(int, MIN_SIZE, MAX_SIZE),
         metavar="PX",
-        help="side to which images are resized (default: 28)",
+        help="side to which images are resized (default: 28, with a backbone that of its weights)",
     )
     data.add_argument(
         "--num_workers",
@@ -205,10 +229,32 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "photos: neither (default: digits where the classes are those from 0 to 9)",
     )
     length.add_argument(
+        "--mirror", action="store_true", help="random views of recipe strong are mirrored, half of them, left to right"
+    )
+    length.add_argument(
+        "--balance",
+        action="store_true",
+        help="draw the classes of the labelled domain alike, however many images each has",
+    )
+    length.add_argument(
         "--arch",
-        choices=ARCHITECTURES,
+        type=architecture,
         default="small",
-        help="small: ours (default); published: that of the published checkpoints",
+        metavar="NAME",
+        help="small: ours (default); published: that of the published checkpoints; or a backbone, pretrained: a "
+        "classification network of torchvision by its name (resnet50), or timm:NAME of timm where that is installed",
+    )
+    length.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="of the backbone. default: its library's, which downloads them; none: random ones; or a file, a "
+        "state_dict or .safetensors (default: default)",
+    )
+    length.add_argument(
+        "--freeze",
+        action="store_true",
+        help="the backbone keeps its weights and sees each image once; bottleneck and classifiers are trained on its "
+        "features: minutes on a CPU",
     )
     length.add_argument(
         "-bs",
@@ -297,7 +343,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 
 def read_settings(args: argparse.Namespace) -> Settings:
     """The parsed flags as Settings; UserError for those that contradict each other."""
-    recipe = RECIPES[args.recipe]
+    recipe, with_backbone = RECIPES[args.recipe], args.arch not in ARCHITECTURES
+    preprocessing = preprocessing_of(args.arch) if with_backbone else None
+    if with_backbone:
+        changes: dict[str, Any] = (FROZEN if args.freeze else WHOLE).get(args.recipe, {})
+        recipe = replace(recipe, **changes)
     has = recipe.parts & PARTS_OF_MODE["source" if args.with_source else args.train_mode]
     if args.arch == "published":  # its classifiers mix the domains' statistics
         has -= {"priors", "confusion"}
@@ -324,14 +374,18 @@ def read_settings(args: argparse.Namespace) -> Settings:
         data_root=args.data_root,
         source_file=args.source_file,
         target_file=args.target_file,
-        size=args.size,
+        size=args.size or (preprocessing.size if preprocessing else 28),
         num_workers=args.num_workers,
         cache=args.cache,
         recipe=args.recipe,
         without=tuple(part for part in PARTS if part in args.without),
         with_source=args.with_source,
         views=args.views,
+        mirror=args.mirror,
+        balance=args.balance,
         arch=args.arch,
+        weights=args.weights or ("default" if with_backbone else None),
+        freeze=args.freeze,
         epochs=args.epochs,
         max_steps=args.max_steps,
         lambda_max=args.lambda_max,
@@ -347,6 +401,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         eval_split=args.eval_split,
         topk=topk,
         tensorboard=args.tensorboard,
+        preprocessing=preprocessing,
         values=replace(
             recipe,
             batch_size=args.batch_size or recipe.batch_size,
@@ -386,11 +441,20 @@ def refuse_recipe(args: argparse.Namespace, has: frozenset[str], parts: frozense
 
     has: its parts in this mode and network. parts: those that --without leaves.
     """
-    if args.arch == "published" and args.size != 28:
+    if args.arch == "published" and args.size not in (None, 28):
         raise UserError(f"--arch published takes images of 28x28, not --size {args.size}; use --arch small.")
-    if args.recipe == "strong" and args.arch != "small":
+    if args.recipe == "strong" and args.arch == "published":
         raise UserError(
-            f"--recipe strong is for --arch small; the classifiers of {args.arch} would mix the domains' statistics."
+            f"--recipe strong is not for --arch {args.arch}, whose classifiers would mix the domains' statistics; use "
+            "--arch small."
+        )
+    for flag, value in (("--weights", args.weights), ("--freeze", args.freeze)):
+        if value and args.arch in ARCHITECTURES:
+            raise UserError(f"{flag} is for a backbone, such as --arch resnet50, not for --arch {args.arch}.")
+    if args.freeze and args.recipe == "strong":
+        raise UserError(
+            "--freeze computes the features of each image once, and --recipe strong trains on random views; leave out "
+            "one of them."
         )
     foreign = [part for part in args.without if part not in has]
     if foreign:
@@ -398,9 +462,10 @@ def refuse_recipe(args: argparse.Namespace, has: frozenset[str], parts: frozense
             f"--without {foreign[0]}: --recipe {args.recipe} in mode {args.train_mode} has, with --arch {args.arch}, "
             f"{', '.join(sorted(has)) or 'no part'} to leave out."
         )
-    if args.views and "augmentation" not in parts:
-        raise UserError(
-            "--views chooses the random views of --recipe strong, which this run does without; leave it out."
-        )
+    for flag, value, does in (("--views", args.views, "chooses"), ("--mirror", args.mirror, "mirrors")):
+        if value and "augmentation" not in parts:
+            raise UserError(
+                f"{flag} {does} the random views of --recipe strong, which this run does without; leave it out."
+            )
     if args.lambda_max and "adversarial" not in parts:
         raise UserError("--lambda_max weighs the domain gradient, which this mode and recipe do without; leave it out.")

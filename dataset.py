@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from backbones import Preprocessing
 from cache import NO_CACHE, Cache, Stored, facts_of, file_name
 from listing import Listing, NearNames, encode_labels, formats, quiet_pillow
 from utils import ALONE, Progress, Ranks, UserError, memory_of_machine, note
@@ -34,13 +35,20 @@ WHOLE = 512 << 20  # bytes of images up to which a domain is held in memory and,
 class Domain:
     """One split: images uint8 [N, H, W, 3], in memory or in the cache, labels int64 [N] or None, names [N].
 
-    checksums: uint32 [N] of the images, where they were read from a disk.
+    checksums: uint32 [N] of the images, where they were read from a disk. features: float [N, C] of a frozen backbone,
+    which then train and predict in place of the images.
     """
 
     images: Tensor | Stored
     labels: Tensor | None
     names: list[str]
     checksums: np.ndarray | None = None
+    features: Tensor | None = None
+
+    @property
+    def inputs(self) -> Tensor | Stored:
+        """What the network takes of each image: its features, or itself."""
+        return self.images if self.features is None else self.features
 
     def __len__(self) -> int:
         return len(self.images)
@@ -49,7 +57,8 @@ class Domain:
         """At most `limit` of the images, with labels or without, drawn as some_rows does."""
         rows = some_rows(len(self), limit)
         chosen = self.labels[rows] if labels and self.labels is not None else None
-        return Domain(self.images[rows], chosen, [self.names[i] for i in rows])
+        features = self.features[rows] if self.features is not None else None
+        return Domain(self.images[rows], chosen, [self.names[i] for i in rows], features=features)
 
 
 def some_rows(count: int, limit: int) -> list[int]:
@@ -93,8 +102,18 @@ def contrast(image: Image.Image) -> int:
     return max(high - low for low, high in image.getextrema())  # type: ignore[misc]
 
 
-def read_image(path: Path, size: int) -> np.ndarray | str:
-    """One image as uint8 [size, size, 3], or in words why it is unreadable."""
+def square(image: Image.Image, size: int, wanted: Preprocessing | None) -> Image.Image:
+    """An image of any shape as a square of that side: all of it, or its middle as pretrained weights have it wanted."""
+    if wanted is None:
+        return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)
+    side = wanted.crop * min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling[wanted.interpolation.upper()], box)
+
+
+def read_image(path: Path, size: int, wanted: Preprocessing | None = None) -> np.ndarray | str:
+    """One image as uint8 [size, size, 3], made a square as in `square`; or in words why it is unreadable."""
     try:
         if not os.path.isfile(path) and os.path.exists(path):
             return "no regular file"  # to open a pipe would wait for ever
@@ -105,9 +124,7 @@ def read_image(path: Path, size: int) -> np.ndarray | str:
             if pixels > LARGE_PIXELS:  # a JPEG is decoded at a reduced scale, still larger than what is wanted
                 image.draft(None, (4 * size, 4 * size))
             with one_large_image if pixels > LARGE_PIXELS else contextlib.nullcontext():
-                rgb = to_rgb(image)
-                same = rgb.size == (size, size)
-                return np.asarray(rgb if same else rgb.resize((size, size), Image.Resampling.BILINEAR))
+                return np.asarray(square(to_rgb(image), size, wanted))
     except FileNotFoundError:
         return "no such file"
     except PermissionError:
@@ -121,7 +138,12 @@ def read_image(path: Path, size: int) -> np.ndarray | str:
 
 
 def decode(
-    paths: Sequence[Path], size: int, unreadable: dict[int, str], workers: int = 0, label: str = ""
+    paths: Sequence[Path],
+    size: int,
+    unreadable: dict[int, str],
+    workers: int = 0,
+    label: str = "",
+    wanted: Preprocessing | None = None,
 ) -> Iterator[np.ndarray]:
     """Decode images, each once, on `workers` threads (0: one per core); yields uint8 [n, size, size, 3] in their order.
 
@@ -132,7 +154,7 @@ def decode(
     def read_chunk(start: int) -> np.ndarray:
         pixels = np.zeros((min(CHUNK, len(paths) - start), size, size, 3), np.uint8)
         for i in range(len(pixels)):
-            image = read_image(paths[start + i], size)
+            image = read_image(paths[start + i], size, wanted)
             if isinstance(image, str):
                 unreadable[start + i] = image
             else:
@@ -168,17 +190,21 @@ def in_memory(chunks: Iterable[np.ndarray], count: int, size: int) -> Tensor:
     return images
 
 
-def read_images(paths: Sequence[Path], size: int, workers: int = 0) -> tuple[Tensor, dict[int, str]]:
+def read_images(
+    paths: Sequence[Path], size: int, workers: int = 0, wanted: Preprocessing | None = None
+) -> tuple[Tensor, dict[int, str]]:
     """Images as decode reads them, uint8 [N, size, size, 3], and by index why one could not be read."""
     unreadable: dict[int, str] = {}
-    images = in_memory(decode(paths, size, unreadable, workers), len(paths), size)
+    images = in_memory(decode(paths, size, unreadable, workers, wanted=wanted), len(paths), size)
     return images, dict(sorted(unreadable.items()))
 
 
-def decode_all(listing: Listing, size: int, workers: int, label: str) -> Iterator[np.ndarray]:
+def decode_all(
+    listing: Listing, size: int, workers: int, label: str, wanted: Preprocessing | None
+) -> Iterator[np.ndarray]:
     """Images of a listing in chunks, as decode yields them; at the end UserError for an unreadable one."""
     unreadable: dict[int, str] = {}
-    yield from decode(listing.paths, size, unreadable, workers, label)
+    yield from decode(listing.paths, size, unreadable, workers, label, wanted)
     refuse_unreadable(listing, dict(sorted(unreadable.items())))
 
 
@@ -199,7 +225,13 @@ def refuse_unreadable(listing: Listing, unreadable: dict[int, str]) -> None:
 
 
 def read_domain(
-    listing: Listing, classes: list[str] | None, size: int, workers: int, label: str = "", cache: Cache = NO_CACHE
+    listing: Listing,
+    classes: list[str] | None,
+    size: int,
+    workers: int,
+    label: str = "",
+    cache: Cache = NO_CACHE,
+    wanted: Preprocessing | None = None,
 ) -> Domain:
     """Read a listing, from the cache or from its files; labels are encoded where `classes` is given.
 
@@ -209,15 +241,16 @@ def read_domain(
     labels = encode_labels(listing, classes) if classes else None
     shape = (len(listing.paths), size, size, 3)
     kind = "labelled folders" if listing.rows is None and listing.labels else ""  # which go in an order of their own
+    kind += repr(wanted) if wanted else ""
     name = file_name(listing.origin, kind, listing.paths, size, Path(__file__)) if cache.folder else None
     found = cache.find(name, shape, WHOLE) if name else None
     if found is None:  # absent images are told before an hour is spent on reading the others
         absent = {i: "no such file" for i, path in enumerate(listing.paths) if not os.path.lexists(path)}
         refuse_unreadable(listing, absent)
-        if name and cache.write(name, shape, decode_all(listing, size, workers, label)):
+        if name and cache.write(name, shape, decode_all(listing, size, workers, label, wanted)):
             found = cache.find(name, shape, WHOLE)
     if found is None:
-        decoded = in_memory(decode_all(listing, size, workers, label), len(listing.paths), size)
+        decoded = in_memory(decode_all(listing, size, workers, label, wanted), len(listing.paths), size)
         found = decoded, facts_of(decoded.numpy())
     images, facts = found
     tell_one_colour(facts["plain"], listing.names, str(listing.origin))
@@ -238,17 +271,28 @@ class Batches:
     """Endless shuffled batches of a domain; the batch of a step is a pure function of (seed, step).
 
     Each pass over the domain is a fresh permutation and a batch may span two passes, so that every image is drawn
-    exactly once a pass and no batch is ever short. `stream` keeps two domains of one run apart; of several
+    exactly once a pass and no batch is ever short. With `balance` the images of a pass are drawn one by one, by chance
+    and all classes alike. `stream` keeps two domains of one run apart; of several
     processes each gets its share of the batch, every world-th row. A domain in memory is copied to the device whole; of
     one that stays in the cache each batch is, for a GPU from pinned memory and read while the step before is computed.
     """
 
     def __init__(
-        self, domain: Domain, batch_size: int, seed: int, stream: int, device: torch.device, ranks: Ranks = ALONE
+        self,
+        domain: Domain,
+        batch_size: int,
+        seed: int,
+        stream: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        balance: bool = False,
     ) -> None:
-        images = domain.images
-        self.images = images if isinstance(images, Stored) else images.to(device)
-        self.stored = isinstance(self.images, Stored)
+        self.weights = None  # of the images to be drawn, float [N]
+        if balance and domain.labels is not None:
+            self.weights = 1 / domain.labels.bincount()[domain.labels]
+        inputs = domain.inputs
+        self.inputs = inputs if isinstance(inputs, Stored) else inputs.to(device)
+        self.stored = isinstance(self.inputs, Stored)
         self.labels = domain.labels.to(device) if domain.labels is not None else None
         self.batch_size, self.seed, self.stream, self.device = batch_size, seed, stream, device
         self.ranks = ranks
@@ -261,7 +305,10 @@ class Batches:
         if number not in self.passes:
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number * 16 + self.stream) % 2**63)
             self.passes = {k: v for k, v in self.passes.items() if k >= number - 1}
-            order = torch.randperm(len(self.images), generator=generator)
+            if self.weights is None:
+                order = torch.randperm(len(self.inputs), generator=generator)
+            else:
+                order = torch.multinomial(self.weights, len(self.inputs), replacement=True, generator=generator)
             self.passes[number] = order if self.stored else order.to(self.device)
         return self.passes[number]
 
@@ -269,7 +316,7 @@ class Batches:
         """Row numbers of the batch of `step`: int64 [B]."""
         position, parts, missing = step * self.batch_size, [], self.batch_size
         while missing:
-            number, offset = divmod(position, len(self.images))
+            number, offset = divmod(position, len(self.inputs))
             parts.append(self.permutation(number)[offset : offset + missing])
             position += len(parts[-1])
             missing -= len(parts[-1])
@@ -280,19 +327,24 @@ class Batches:
         return self.indices(step)[self.ranks.rank :: self.ranks.world]
 
     def __call__(self, step: int) -> tuple[Tensor, Any]:
-        """Images uint8 [B / world, 3, H, W] (channels_last) and labels int64 [B / world], or None, of `step`."""
-        images = self.ahead.pop(step).result() if step in self.ahead else None
+        """Images uint8 [B / world, 3, H, W] (channels_last), or features, and labels int64 or None, of `step`."""
+        inputs = self.ahead.pop(step).result() if step in self.ahead else None
         if self.reader:
             self.ahead = {step + 1: self.reader.submit(self.read, self.share(step + 1))}
-        return self.take(self.share(step), images)
+        return self.take(self.share(step), inputs)
 
     def read(self, rows: Tensor) -> Tensor:
-        """Images uint8 [B, H, W, 3] of those rows where they lie, of the cache in memory."""
-        images: Tensor = self.images[rows.cpu() if self.stored else rows]
-        return images.pin_memory() if self.reader and self.device.type == "cuda" else images
+        """Images uint8 [B, H, W, 3], or features, of those rows where they lie, of the cache in memory."""
+        inputs: Tensor = self.inputs[rows.cpu() if self.stored else rows]
+        return inputs.pin_memory() if self.reader and self.device.type == "cuda" else inputs
 
-    def take(self, rows: Tensor, images: Tensor | None = None) -> tuple[Tensor, Any]:
-        """The batch of those rows, int64 [B]; images: they have been read already."""
-        images = self.read(rows) if images is None else images
+    def take(self, rows: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Any]:
+        """The batch of those rows, int64 [B]; inputs: they have been read already."""
+        inputs = self.read(rows) if inputs is None else inputs
         labels = self.labels[rows.to(self.labels.device)] if self.labels is not None else None
-        return images.to(self.device, non_blocking=True).permute(0, 3, 1, 2), labels
+        return as_input(inputs.to(self.device, non_blocking=True)), labels
+
+
+def as_input(rows: Tensor) -> Tensor:
+    """Images [B, H, W, 3] -> [B, 3, H, W], in channels_last; features [B, C] as they are."""
+    return rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows

@@ -2,8 +2,9 @@
 
     python export.py --checkpoint runs/dann_usps_tuned_seed0 --out_path usps.pt2
 
-Preprocessing is inside. In: RGB images uint8 [B, 3, size, size] (those of
-another size resized before, as by Pillow's BILINEAR). Out: class probabilities
+Preprocessing is inside. In: RGB images uint8 [B, 3, size, size], those of
+another size resized before: whole, as by Pillow's BILINEAR; for a backbone the
+middle, as the last line says. Out: class probabilities
 float32 [B, K]. The ending names the format: .pt2 for torch.export
 (`torch.export.load(path).module()`; the class names lie in its extra file
 classes.json), .onnx for ONNX, which needs `pip install onnx onnxscript
@@ -120,7 +121,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     images = torch.randint(0, 256, (EXAMPLE, 3, size, size), dtype=torch.uint8, generator=generator)
     with torch.no_grad(), atomic_path(args.out_path) as part:
         difference = write(part, Predictor(net).eval().requires_grad_(False), images, classes)
+    if net.preprocessing:
+        how = f"the middle {net.preprocessing.crop:.1%} of the shorter side, {net.preprocessing.interpolation}"
+    else:
+        how = "the whole image, bilinear"
     print(f"{args.out_path}: {len(classes)} classes, probabilities within {difference:.1g} of the checkpoint's")
+    print(f"in: RGB uint8 [B, 3, {size}, {size}], {how}")
     return {"out_path": str(args.out_path), "classes": classes, "difference": difference}
 
 

@@ -35,6 +35,7 @@ from cache import facts_of
 from dataset import read_images, tell_one_colour
 from listing import encode_labels, image_homes, image_names, list_csv, read_text, slashed
 from metrics import entropy, predict
+from model import DANN
 from runs import build_network, load_checkpoint, resolve_checkpoint
 from utils import (
     DEVICES,
@@ -128,15 +129,16 @@ def keep_inputs(out_file: Path, inputs: Sequence[Path | None]) -> None:
 
 
 def read_chunks(
-    home: Path, names: list[str], elsewhere: dict[str, str], size: int, workers: int
+    home: Path, names: list[str], elsewhere: dict[str, str], net: DANN, workers: int
 ) -> Iterator[tuple[list[int], Tensor, dict[int, str]]]:
     """Yield row numbers, pixels uint8 [n, H, W, 3] and unreadable rows, chunk by chunk, the next one read ahead."""
 
+    size = net.arguments["size"]
     count = max(1, min(CHUNK, CHUNK_BYTES // (3 * size * size)))
 
     def read(start: int) -> tuple[Tensor, dict[int, str]]:
         paths = [home / elsewhere.get(name, name) for name in names[start : start + count]]
-        return read_images(paths, size, workers)
+        return read_images(paths, size, workers, net.preprocessing)
 
     starts = range(0, len(names), count)
     with ThreadPoolExecutor(1) as ahead:
@@ -273,7 +275,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     rows: list[int] = []
     parts = []
     progress = Progress(len(names), "predict", "images")
-    for chunk_rows, pixels, unreadable in read_chunks(home, names, elsewhere, net.arguments["size"], args.num_workers):
+    for chunk_rows, pixels, unreadable in read_chunks(home, names, elsewhere, net, args.num_workers):
         if chunk_rows:
             tell_one_colour(facts_of(pixels.numpy())["plain"], [names[row] for row in chunk_rows], str(args.test_loc))
             parts.append(predict(net, pixels, args.batch_size, precision=precision)[1])  # [n, K]

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import DANN, SOURCE, TARGET, DomainBatchNorm2d, reverse_gradient
+from model import DANN, SOURCE, TARGET, DomainBatchNorm, reverse_gradient
 from utils import ALONE, Ranks
 
 PARTS = ("augmentation", "distractors", "adversarial", "priors", "confusion", "teacher")
@@ -168,15 +168,17 @@ class ClassPriors:
     Batches drawn by it have the target's priors in all that they enter, L_y, L_d and BatchNorm's statistics; weights in
     the losses (Combes et al., arXiv 2003.04475) leave the statistics those of the source, and were worse. The
     classifier is then one for the priors `target`: taken for one of `source`, each estimate counts the one before
-    again, and rare classes are lost (lab/NOTES.md).
+    again, and rare classes are lost (lab/NOTES.md). balance: `source` is all classes alike.
     """
 
     WINDOW, PERIOD, RATE = 16, 5, 0.1
 
-    def __init__(self, labels_s: Tensor, num_classes: int, device: torch.device) -> None:
+    def __init__(self, labels_s: Tensor, num_classes: int, device: torch.device, balance: bool = False) -> None:
         self.rows = labels_s.argsort(stable=True).to(device)  # class by class
         self.counts = labels_s.bincount(minlength=num_classes).to(device)
         self.source = self.counts / len(labels_s)
+        if balance:
+            self.source = torch.full_like(self.source, 1 / num_classes)
         self.target = self.source.clone()
         self.answers: list[Tensor] = []  # of the last batches, [B, K] each
 
@@ -219,7 +221,7 @@ class Teacher:
 
     def __init__(self, net: DANN, decay: float, threshold: float) -> None:
         self.net = copy.deepcopy(net).requires_grad_(False).eval()
-        self.norms = [layer for layer in self.net.modules() if isinstance(layer, DomainBatchNorm2d)]
+        self.norms = [layer for layer in self.net.modules() if isinstance(layer, DomainBatchNorm)]
         self.decay, self.threshold = decay, threshold
 
     @torch.no_grad()

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cache import Stored
-from dataset import Domain, some_rows
+from dataset import Domain, as_input, some_rows
 from losses import entropy, entropy_and_diversity
 from model import DANN, TARGET
 
 EVAL_BATCH = {"cpu": 128}  # 1.0 to 1.09 times the rate of 64, which had 1.4 times that of 512; elsewhere 2048
+PHOTO_BATCH = {"cpu": 32}  # of images for a backbone; elsewhere 256
 MINIMUM = 10  # images of a domain for which a proxy A-distance, or a doubt in the answers, means anything
 VALIDATORS = ("information", "snd", "bnm", "class_ami", "iw", "mixval")  # of each higher is better
 SCORES = ("entropy", "diversity", *VALIDATORS)
@@ -35,7 +36,8 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Features float32 [N, F] and class probabilities float32 [N, K] on the CPU.
 
-    images: uint8 [N, H, W, 3] of `domain`, whose BatchNorm statistics are used (None: the network's predict_as).
+    images: uint8 [N, H, W, 3] of `domain`, whose BatchNorm statistics are used (None: the network's predict_as), or
+    features [N, C] of its frozen backbone.
     batch_size: None for one that suits the device. precision: of the forward pass. Puts the network in evaluation mode
     for the call: running statistics, no dropout.
     """
@@ -43,14 +45,20 @@ def predict(
     net.eval()
     features, probabilities = [], []
     with torch.inference_mode(), torch.autocast(net.device.type, precision, enabled=precision != torch.float32):
-        size = batch_size or EVAL_BATCH.get(net.device.type, 2048)
+        size = batch_size or eval_batch(net, images)
         for start in range(0, len(images), size):
-            batch = images[start : start + size]
-            f = net.features(batch.to(net.device).permute(0, 3, 1, 2), domain)  # [B, F]
+            f = net.features(as_input(images[start : start + size].to(net.device)), domain)  # [B, F]
             features.append(f.float().cpu())
             probabilities.append(net.label_classifier(f).float().softmax(1).cpu())  # [B, K]
     net.train(training)
     return torch.cat(features), torch.cat(probabilities)
+
+
+def eval_batch(net: DANN, images: Tensor | Stored) -> int:
+    """Images a forward pass without a gradient."""
+    if net.preprocessing and len(images.shape) == 4:
+        return PHOTO_BATCH.get(net.device.type, 256)
+    return EVAL_BATCH.get(net.device.type, 2048)
 
 
 @dataclass
@@ -71,7 +79,7 @@ def answers(net: DANN, data: Domain | None, domain: int | None = None) -> Answer
     """Predict a set, beside its labels where it has them; None where there is nothing to predict."""
     if data is None or len(data) == 0:
         return None
-    features, probabilities = predict(net, data.images, domain=domain)
+    features, probabilities = predict(net, data.inputs, domain=domain)
     right = probabilities.argmax(1) == data.labels if data.labels is not None else None
     return Answers(features, probabilities, right)
 
@@ -97,7 +105,7 @@ class Features:
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         assert self.data is not None
-        return predict(self.net, self.data.images[rows], domain=self.domain)[0]
+        return predict(self.net, self.data.inputs[rows], domain=self.domain)[0]
 
 
 def proxy_a_distance(
@@ -242,7 +250,7 @@ def answer_scores(p: Tensor) -> dict[str, float]:
 def validation_scores(
     net: DANN, images: Tensor | Stored, target: Answers, source: Answers | None = None, limit: int = 2000
 ) -> dict[str, float | None]:
-    """All of SCORES of a network's answers on target images uint8 [N, H, W, 3], and the proxy A-distance.
+    """All of SCORES of a network's answers on N target images, or on features of them, and the proxy A-distance.
 
     No label of the target is read; iw reads those of `source`, the answers on the source's val, and is None without
     them. Of `limit` images of each domain at most, as snd compares each with each.

@@ -13,7 +13,9 @@ Glossary, symbol of arXiv 1505.07818 -> name here (section):
     d_i               SOURCE = 0, TARGET = 1  (4.1)
 """
 
+import copy
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones import Preprocessing, backbone, known, width
+
 SOURCE, TARGET = 0, 1
-ARCHITECTURES = ("small", "published")
+ARCHITECTURES = ("small", "published")  # any other is a backbone of backbones.py
+MIN_SIZE, MAX_SIZE = 8, 1024  # of an image's side
+BOTTLENECK = 256  # features of a backbone behind its bottleneck, as in CDAN (arXiv 1705.10667)
 
 
 class _ReverseGradient(torch.autograd.Function):
@@ -71,43 +77,70 @@ def one_cycle(p: float, peak: float, warmup: float = 0.1) -> float:
     return peak * (1e-4 + (1 - 1e-4) * cosine)
 
 
-class DomainBatchNorm2d(nn.Module):
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+class DomainBatchNorm(nn.Module):
     """A BatchNorm for each domain, with running statistics of its own, behind the same weights.
 
-    [B, C, H, W] -> [B, C, H, W] by the one of `domain`, which DANN.features sets before each pass. Source: Li et al.,
-    arXiv 1603.04779 (adaptive BatchNorm).
+    [B, C, ...] -> [B, C, ...] by the one of `domain`, which DANN.features sets before each pass. Both begin with the
+    statistics of the given one. Source: Li et al., arXiv 1603.04779 (adaptive BatchNorm).
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, norm: BatchNorm) -> None:
         super().__init__()
         self.domain = TARGET
-        self.source, self.target = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+        self.source, self.target = norm, copy.deepcopy(norm)
         self.target.weight, self.target.bias = self.source.weight, self.source.bias
 
     def forward(self, x: Tensor) -> Tensor:
         return (self.source, self.target)[self.domain](x)
 
 
-Norm = Callable[[int], nn.Module]  # channels -> layer
-NORMS: dict[str, Norm] = {"domain": DomainBatchNorm2d, "shared": nn.BatchNorm2d}
+Norm = Callable[[BatchNorm], nn.Module]  # what stands in its place
+NORMS: dict[str, Norm] = {"domain": DomainBatchNorm, "shared": lambda norm: norm}
+
+
+def replace_norms(module: nn.Module, norm: Norm) -> None:
+    """Put `norm` of it in the place of every BatchNorm2d in a module."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, norm(child))
+        else:
+            replace_norms(child, norm)
 
 
 class DANN(nn.Module):
     """G_f, G_y and G_d of one run, with the preprocessing of their input.
 
-    arch: `small`, ours, takes any image size; `published`, the public implementation's, takes 28x28 only.
+    arch: `small`, ours, takes any image size; `published`, the public implementation's, takes 28x28 only; or the name
+    of a backbone, see backbones.py, in front of a bottleneck.
     predict_as: the domain whose BatchNorm statistics predict, TARGET, or SOURCE where no target was trained on.
     norm: the BatchNorm of G_f, `domain`: statistics per domain, or `shared`: torch's, one set for both.
+    preprocessing: of a backbone's images, a Preprocessing as plain values. frozen: the backbone keeps its weights and
+    statistics, and there is one set of these. body: the backbone with its weights; None: one of random weights.
     Raises ValueError for an unknown `arch` or `norm` or a size that it does not take.
     """
 
+    mean: Tensor  # of a backbone's images, [3, 1, 1] in 0..255
+    deviation: Tensor
+
     def __init__(
-        self, num_classes: int = 10, arch: str = "small", size: int = 28, predict_as: int = TARGET, norm: str = "domain"
+        self,
+        num_classes: int = 10,
+        arch: str = "small",
+        size: int = 28,
+        predict_as: int = TARGET,
+        norm: str = "domain",
+        preprocessing: dict[str, Any] | None = None,
+        frozen: bool = False,
+        body: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        for name, value, known in (("arch", arch, ARCHITECTURES), ("norm", norm, tuple(NORMS))):
-            if value not in known:
-                raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
+        if norm not in NORMS:
+            raise ValueError(f"norm {norm!r} is not one of {', '.join(NORMS)}")
+        if arch not in ARCHITECTURES and not known(arch):
+            raise ValueError(f"arch {arch!r} is neither {' nor '.join(ARCHITECTURES)}, and no backbone of that name")
         if arch == "published" and size != 28:
             raise ValueError(f"arch published takes images of 28x28, not {size}x{size}")
         self.arguments: dict[str, Any] = {
@@ -118,8 +151,22 @@ class DANN(nn.Module):
             "norm": norm,
         }
         self.arch, self.predict_as, self.norm = arch, predict_as, norm
-        layers = _small if arch == "small" else _published
-        self.feature_extractor, self.label_classifier, self.domain_classifier = layers(num_classes, NORMS[norm])
+        self.preprocessing = None
+        if arch in ARCHITECTURES:
+            layers = (_small if arch == "small" else _published)(num_classes, NORMS[norm])
+        else:
+            if preprocessing is None:
+                raise ValueError(f"arch {arch!r} is without the preprocessing of its images")
+            self.preprocessing = Preprocessing(**preprocessing)
+            self.arguments |= {"preprocessing": preprocessing, "frozen": frozen}
+            layers = _with_backbone(num_classes, NORMS[norm], arch, size, body, frozen)
+            mean, deviation = (
+                255 * torch.tensor(values).view(3, 1, 1)
+                for values in (self.preprocessing.mean, self.preprocessing.deviation)
+            )
+            self.register_buffer("mean", mean, persistent=False)
+            self.register_buffer("deviation", deviation, persistent=False)
+        self.feature_extractor, self.label_classifier, self.domain_classifier = layers
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -130,20 +177,32 @@ class DANN(nn.Module):
         """Images uint8 [B, 3, H, W], or float in 0..255, -> network input float32 [B, 3, H, W].
 
         The one preprocessing of training, evaluation, prediction and figures: -1..1 for `published`; each image to
-        mean 0 and deviation 1 over all its pixels and channels for `small` (a single-coloured image to 0).
+        mean 0 and deviation 1 over all its pixels and channels for `small` (a single-coloured image to 0); by the mean
+        and deviation that its weights were trained with for a backbone.
         """
         x = images.to(torch.float32)
+        if self.preprocessing:
+            return (x - self.mean) / self.deviation
         if self.arch == "published":
             return x / 127.5 - 1.0
         deviation, mean = torch.std_mean(x, dim=(1, 2, 3), keepdim=True)
         return (x - mean) / (deviation + 0.25)
 
     def features(self, images: Tensor, domain: int | None = None) -> Tensor:
-        """Images uint8 [B, 3, H, W] of `domain` (None: predict_as) -> features [B, F]."""
+        """Images uint8 [B, 3, H, W] of `domain` (None: predict_as) -> features [B, F].
+
+        For images may stand what a frozen backbone makes of them, [B, C], see backbone_features.
+        """
         for layer in self.feature_extractor.modules():
-            if isinstance(layer, DomainBatchNorm2d):
+            if isinstance(layer, DomainBatchNorm):
                 layer.domain = self.predict_as if domain is None else domain
+        if images.ndim == 2:
+            return self.feature_extractor[1](images)
         return self.feature_extractor(self.preprocess(images))
+
+    def backbone_features(self, images: Tensor) -> Tensor:
+        """Images uint8 [B, 3, H, W] -> what the backbone makes of them, [B, C], for the bottleneck."""
+        return self.feature_extractor[0](self.preprocess(images))
 
     def features_of_both(self, x_s: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
         """A batch of each domain, [B, 3, H, W] -> f_s, f_t, [B, F]: BatchNorm per domain, or over both as one batch."""
@@ -157,15 +216,34 @@ class DANN(nn.Module):
         return self.label_classifier(self.features(images, domain))
 
 
+def _with_backbone(
+    num_classes: int, norm: Norm, arch: str, size: int, body: nn.Module | None, frozen: bool
+) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
+    """A pretrained network without its head and a bottleneck, F = 256; G_d as in CDAN, arXiv 1705.10667, and tllib."""
+    body = body or backbone(arch)
+    channels = width(body, arch, size)
+    if frozen:
+        body.requires_grad_(False)
+    else:
+        replace_norms(body, norm)
+    bottleneck = nn.Sequential(nn.Linear(channels, BOTTLENECK), norm(nn.BatchNorm1d(BOTTLENECK)), nn.ReLU())
+    feature_extractor = nn.Sequential(OrderedDict(backbone=body, bottleneck=bottleneck))  # [B, C], then [B, 256]
+    label_classifier = nn.Sequential(nn.Linear(BOTTLENECK, num_classes))
+    domain_classifier = nn.Sequential(
+        nn.Linear(BOTTLENECK, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 2)
+    )
+    return feature_extractor, label_classifier, domain_classifier
+
+
 def _published(num_classes: int, norm: Norm) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
     """The public implementation's layers, F = 800. Dropout2d comes before the pooling there; it commutes."""
     feature_extractor = nn.Sequential(
         nn.Conv2d(3, 64, 5),
-        norm(64),
+        norm(nn.BatchNorm2d(64)),
         nn.MaxPool2d(2),
         nn.ReLU(),  # [B, 64, 12, 12]
         nn.Conv2d(64, 50, 5),
-        norm(50),
+        norm(nn.BatchNorm2d(50)),
         nn.MaxPool2d(2),
         nn.ReLU(),  # [B, 50, 4, 4]
         nn.Dropout2d(),
@@ -230,7 +308,7 @@ def _small(num_classes: int, norm: Norm) -> tuple[nn.Sequential, nn.Sequential, 
 
     def block(c_in: int, c_out: int, pool: bool = False, dropout: float = 0.1) -> nn.Sequential:
         layers: list[nn.Module] = [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)] + [nn.MaxPool2d(2)] * pool
-        return nn.Sequential(*layers, norm(c_out), nn.ReLU(), nn.Dropout2d(dropout))
+        return nn.Sequential(*layers, norm(nn.BatchNorm2d(c_out)), nn.ReLU(), nn.Dropout2d(dropout))
 
     edges = [nn.Conv2d(3, 32, 3, padding=1, bias=False), Magnitude(), nn.MaxPool2d(2), InstanceNorm2d(32), nn.ReLU()]
     feature_extractor = nn.Sequential(
@@ -241,7 +319,7 @@ def _small(num_classes: int, norm: Norm) -> tuple[nn.Sequential, nn.Sequential, 
         block(96, 96),
         Quadrants(),  # [B, 96, 2, 2]
         nn.Conv2d(96, 96, 2, groups=96, bias=False),  # [B, 96, 1, 1]
-        norm(96),
+        norm(nn.BatchNorm2d(96)),
         nn.ReLU(),
         nn.Flatten(),  # [B, 96]
     )

@@ -31,7 +31,7 @@ from torch import Tensor
 from cache import facts_of
 from dataset import Domain
 from losses import ClassPriors, Teacher
-from model import DANN, SOURCE, TARGET
+from model import DANN, MAX_SIZE, MIN_SIZE, SOURCE, TARGET
 from utils import UserError, atomic_path, naming, remove_parts, versions
 
 MAX_BYTES = 2 << 30  # a checkpoint that unpacks to more is taken for an archive made to fill the memory
@@ -504,8 +504,8 @@ def weights_only(state: dict[str, Tensor], model_args: dict[str, Any]) -> dict[s
 def check_weights(state: dict[str, Tensor], model_args: dict[str, Any]) -> None:
     """ValueError for weights that are not those of the stated network, before memory is taken for one of any size."""
     size, predict_as = model_args.get("size", 28), model_args.get("predict_as", TARGET)
-    if type(size) is not int or size not in range(8, 257):
-        raise ValueError("its size is not 8 to 256")
+    if type(size) is not int or not MIN_SIZE <= size <= MAX_SIZE:
+        raise ValueError(f"its size is not {MIN_SIZE} to {MAX_SIZE}")
     if type(predict_as) is not int or predict_as not in (SOURCE, TARGET):
         raise ValueError("it predicts as no domain")
     with torch.device("meta"):  # shapes alone

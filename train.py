@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import config
 from augment import views
+from backbones import backbone, width
 from cache import NO_CACHE, Cache
 from config import Recipe, Settings, read_settings
-from dataset import Batches, Domain, read_domain, some_rows
+from dataset import Batches, Domain, as_input, read_domain, some_rows
 from listing import Listing, NoClasses, class_names, domain_folder, list_split, may_have_labels, of_known_classes
 from losses import LOGGED, PSEUDO_LABEL_MEASURES, ClassPriors, Objective, Teacher, ramp, total
 from metrics import (
@@ -47,6 +48,7 @@ from metrics import (
     changed_answers,
     collapse,
     domain_distance,
+    eval_batch,
     harm,
     idle_adversary,
     top_class_share,
@@ -85,6 +87,7 @@ from utils import (
 )
 
 SAMPLE_IMAGES = 2000  # of a target without a labelled val set, and of the source's val before the last validation
+BACKBONE_RATE = 0.1  # of a backbone, as a part of its heads' learning rate (arXiv 1705.10667)
 SOURCE_STEPS = 300  # at least, of the network that adaptation is held against; else a sixth of the run's
 VALIDATED = ("step", "source_val_accuracy", "target_val_accuracy", *SCORES)  # of each validation, in result.json
 SOURCE_BATCHES = 20  # the last ones, on which a teacher's statistics of the source are measured
@@ -118,8 +121,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             return {**result, "folder": str(folder)}
         if settings.resume and ranks.main and not (folder / "last.pt").exists():
             note(f"--resume: {folder} has no checkpoint yet; the run starts anew.")
+        again = settings.resume and (folder / "last.pt").exists()
+        body = None if again else pretrained(settings)  # what is wrong with it is said before the images are read
         data = load_data(settings)
-        run = start_run(settings, folder, data, device, ranks)
+        run = start_run(settings, folder, data, device, ranks, body)
         run.began = began
         log = None
         if ranks.main:
@@ -222,7 +227,8 @@ def load_data(settings: Settings) -> Data:
             raise UserError(f"--eval_split test needs a labelled {place}; use --eval_split val.")
     cache = Cache(settings.cache)
     read = partial(read_split, settings, cache)
-    in_full = partial(read_domain, size=settings.size, workers=settings.num_workers, cache=cache)
+    wanted, workers = settings.preprocessing, settings.num_workers
+    in_full = partial(read_domain, size=settings.size, workers=workers, cache=cache, wanted=wanted)
     labelled = in_full(listing, classes, label=f"read {labelled_name} train")
     unlabelled = read(target, "train", None) if mode == "dann" and target else None
     labelled_t = None
@@ -264,19 +270,39 @@ def read_split(
         return None
     if limit:
         found, cache = found.of(some_rows(len(found.names), limit)), NO_CACHE
-    return read_domain(found, classes, settings.size, settings.num_workers, f"read {domain} {split}", cache)
+    label, wanted = f"read {domain} {split}", settings.preprocessing
+    return read_domain(found, classes, settings.size, settings.num_workers, label, cache, wanted)
 
 
 # Network
 
 
-def start_run(settings: Settings, folder: Path, data: Data, device: torch.device, ranks: Ranks) -> Run:
+def pretrained(settings: Settings) -> nn.Module | None:
+    """The backbone with its weights, None for another network; UserError for weights or a size that do not fit it."""
+    if settings.preprocessing is None:
+        return None
+    seed_step(settings.seed, -2)
+    body = backbone(settings.arch, settings.weights)
+    width(body, settings.arch, settings.size)
+    return body
+
+
+def build(settings: Settings, data: Data, predict_as: int, body: nn.Module | None) -> DANN:
+    """The network of a run, on the CPU; body: its backbone, None for another network or weights yet to be loaded."""
+    seed_step(settings.seed, -1)
+    plain = settings.preprocessing.plain() if settings.preprocessing else None
+    norm = settings.values.norm
+    return DANN(len(data.classes), settings.arch, settings.size, predict_as, norm, plain, settings.freeze, body)
+
+
+def start_run(
+    settings: Settings, folder: Path, data: Data, device: torch.device, ranks: Ranks, body: nn.Module | None = None
+) -> Run:
     """Network, optimizer and counters, new or, with --resume, as last.pt has them; rank 0 writes args.json."""
     mode, recipe = settings.train_mode, settings.values
     trained_on = (data.labelled, data.unlabelled, data.labelled_t)
-    seed_step(settings.seed, -1)
     predict_as = SOURCE if mode == "source" else TARGET  # source: no statistics of a target are learnt
-    net = DANN(len(data.classes), settings.arch, settings.size, predict_as, recipe.norm).to(device)
+    net = build(settings, data, predict_as, body).to(device)
     optimizer = build_optimizer(net, mode, recipe)
     run = Run(
         folder,
@@ -289,12 +315,15 @@ def start_run(settings: Settings, folder: Path, data: Data, device: torch.device
         precision=choose_precision(settings.precision, device),
     )
     if "priors" in recipe.parts and data.labelled.labels is not None:
-        run.priors = ClassPriors(data.labelled.labels, len(data.classes), device)
+        run.priors = ClassPriors(data.labelled.labels, len(data.classes), device, settings.balance)
     if mode != "dann":
         net.domain_classifier.requires_grad_(False)  # not trained
-    if settings.resume and (folder / "last.pt").exists():
+    again = settings.resume and (folder / "last.pt").exists()
+    if again:
         restore(run, load_checkpoint(folder / "last.pt"), trained_on)
-    elif ranks.main:
+    if settings.freeze:
+        compute_features(run, data, ranks.main)
+    if ranks.main and not again:
         run.untrained = copy.deepcopy(net)
         write_json(folder / "args.json", {**run.args, "total_steps": run.total_steps})
     return run
@@ -303,10 +332,43 @@ def start_run(settings: Settings, folder: Path, data: Data, device: torch.device
 def build_optimizer(net: DANN, mode: str, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW, or the paper's SGD, over theta_f and theta_y, and over theta_d where there is a domain loss."""
     parts = [net.feature_extractor, net.label_classifier] + [net.domain_classifier] * (mode == "dann")
-    parameters = [parameter for part in parts for parameter in part.parameters()]
+    slow = list(net.feature_extractor[0].parameters()) if net.preprocessing else []  # the backbone's
+    ids = {id(parameter) for parameter in slow}
+    groups: list[dict[str, Any]] = [{"params": [p for part in parts for p in part.parameters() if id(p) not in ids]}]
+    if slow and slow[0].requires_grad:
+        groups.append({"params": slow, "rate": BACKBONE_RATE})
     if recipe.momentum is not None:
-        return torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
-    return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        return torch.optim.SGD(groups, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+
+
+def compute_features(run: Run, data: Data, shown: bool) -> None:
+    """Give every domain the features of the frozen backbone: each image passes it once, in the run's precision."""
+    net, sample, whole = run.net.eval(), data.target_sample, data.unlabelled
+    todo = [data.labelled, whole, data.labelled_t, data.source_val, data.target_val]
+    rows = some_rows(len(whole), SAMPLE_IMAGES) if whole else []
+    of_whole = sample is not None and whole is not None and sample.names == [whole.names[i] for i in rows]
+    domains = [domain for domain in (todo if of_whole else [*todo, sample]) if domain]
+    progress = Progress(sum(map(len, domains)), "features", "images") if shown else None
+    for domain in domains:
+        parts = []
+        size = eval_batch(net, domain.images)
+        for start in range(0, len(domain), size):
+            batch = domain.images[start : start + size]
+            with torch.no_grad(), autocast(run):
+                parts.append(net.backbone_features(as_input(batch.to(net.device))).float().cpu())  # [B, C]
+            if progress:
+                progress.update(len(batch))
+        domain.features = torch.cat(parts)
+    if of_whole and sample and whole:
+        sample.features = whole.features[rows] if whole.features is not None else None
+    if progress:
+        progress.close()
+
+
+def autocast(run: Run) -> torch.autocast:
+    """The forward pass in the precision of the run's training step."""
+    return torch.autocast(run.net.device.type, run.precision, enabled=run.precision != torch.float32)
 
 
 # Loop
@@ -315,9 +377,8 @@ def build_optimizer(net: DANN, mode: str, recipe: Recipe) -> torch.optim.Optimiz
 def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | None) -> "Measured | None":
     """Train to the last step or, after Ctrl-C, to the end of this one; with a log validate, and return the last."""
     recipe, seed, device, net = settings.values, settings.seed, run.net.device, run.net
-    autocast = partial(torch.autocast, device.type, run.precision, enabled=run.precision != torch.float32)
     batches = partial(Batches, batch_size=recipe.batch_size, seed=seed, device=device, ranks=ranks)
-    batch_s = batches(data.labelled, stream=SOURCE)
+    batch_s = batches(data.labelled, stream=SOURCE, balance=settings.balance)
     batch_t = batches(half_t, stream=TARGET) if (half_t := data.unlabelled or data.labelled_t) else None
     objective = ranks.wrap(Objective(net, recipe.parts))
     meter = Meter(run, f"train {settings.train_mode}", recipe.batch_size * (2 if batch_t else 1), shown=ranks.main)
@@ -331,17 +392,18 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
             seed_step(seed, run.step * ranks.world + ranks.rank)
             x_s, y_s = batch_s.take(run.priors.draw(share)) if run.priors else batch_s(run.step)
             x_t, y_t = batch_t(run.step) if batch_t else (None, None)
-            with autocast():
+            with autocast(run):
                 pseudo = run.teacher.label(x_t) if run.teacher and x_t is not None else None
             ratio = run.priors.ratio if run.priors else None
             if "augmentation" in recipe.parts:  # in float32: bfloat16 would round the sampling grid
-                x_s = views(x_s, kind, paste=kind == "digits" and "distractors" in recipe.parts)
-                x_t = views(x_t, kind, paste=False) if x_t is not None else None
-            with autocast():
+                paste = kind == "digits" and "distractors" in recipe.parts
+                x_s = views(x_s, kind, paste, settings.mirror)
+                x_t = views(x_t, kind, False, settings.mirror) if x_t is not None else None
+            with autocast(run):
                 losses, z_t = objective(x_s, y_s, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end), ratio, y_t)
 
             for group in run.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("rate", 1.0)
             run.optimizer.zero_grad(set_to_none=True)
             run.scaler.scale(total(losses, recipe.weight_d)).backward()
             run.scaler.step(run.optimizer)
@@ -467,7 +529,7 @@ def validate(
         run.distance_before, run.untrained = domain_distance(f_s, f_t), None
     measured = measure(run, data, in_full)
     target, images = measured.target, data.target_val or data.target_sample
-    scores = validation_scores(run.predictor, images.images, target, measured.source_val) if target and images else {}
+    scores = validation_scores(run.predictor, images.inputs, target, measured.source_val) if target and images else {}
     return measured, {
         "step": run.step,
         "seconds": round(run.seconds(), 3),
@@ -600,8 +662,11 @@ def against_source_only(
         return None
     batch_size = settings.values.batch_size // (settings.processes or 1)  # what one process has room for
     recipe = replace(settings.values, parts=frozenset(), batch_size=batch_size)
-    seed_step(settings.seed, -1)
-    net = DANN(len(data.classes), settings.arch, settings.size, SOURCE, recipe.norm).to(run.net.device)
+    try:
+        body = run.net.feature_extractor[0] if settings.freeze else pretrained(settings)
+    except UserError:  # weights that have gone since
+        return None
+    net = build(settings, data, SOURCE, body).to(run.net.device)
     optimizer = build_optimizer(net, "source", recipe)
     short = Run(
         run.folder,

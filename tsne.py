@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_validation(data_root: Path, domain: str, classes: list[str], size: int) -> tuple[Domain, str]:
+def read_validation(data_root: Path, domain: str, classes: list[str], net: DANN) -> tuple[Domain, str]:
     """Images of a domain and the split they are of: val, or train where there is no val; labels where they are there.
 
     Labels that are no classes of the network (a target's folders may sort by anything) are left out.
@@ -68,7 +68,8 @@ def read_validation(data_root: Path, domain: str, classes: list[str], size: int)
         except NoClasses:  # the folders of a target without labels need not be its classes
             listing = list_split(data_root, domain, split, with_labels=False)
         if listing is not None:
-            return read_domain(of_known_classes(listing, classes), classes, size, 0), split
+            found = of_known_classes(listing, classes)
+            return read_domain(found, classes, net.arguments["size"], 0, wanted=net.preprocessing), split
     raise UserError(f"{data_root / domain} holds no images; put some there.")
 
 
@@ -101,7 +102,7 @@ class Side:
 
 def look_at(data_root: Path, name: str, net: DANN, classes: list[str], statistics: int, limit: int, seed: int) -> Side:
     """Read a domain, pass it with the BatchNorm statistics of `statistics`, and draw `limit` images by the seed."""
-    data, split = read_validation(data_root, name, classes, net.arguments["size"])
+    data, split = read_validation(data_root, name, classes, net)
     features, probabilities = predict(net, data.images, domain=statistics)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     return Side(name, split, data, features, probabilities.argmax(1), order[:limit].sort().values.tolist())

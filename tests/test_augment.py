@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from augment import blur, cubic, cut_out, noise, paste_distractors, recolour, views, warp
+from augment import blur, cubic, cut_out, mirrored, noise, paste_distractors, random_crop, recolour, views, warp
 
 
 def digits(count: int = 32, size: int = 28) -> torch.Tensor:
@@ -156,9 +156,38 @@ def test_views_of_photos_are_no_negatives_and_keep_left_and_right() -> None:
     assert ((digits[:, 0, 8:24, 20:] - digits[:, 0, 8:24, :12].flip(2)).mean((1, 2)) < 0).float().mean() > 0.3
 
 
+def test_a_random_crop_is_a_rectangle_inside_the_image_of_no_less_than_its_share() -> None:
+    """Of an image whose channels tell the place, the crop's corners say where it was."""
+    torch.manual_seed(0)
+    place = (torch.arange(64) + 0.5) / 64
+    x = torch.stack([place.expand(64, 64), place.expand(64, 64).T, torch.zeros(64, 64)]).expand(200, 3, 64, 64)
+    y = random_crop(x, smallest=0.3)
+    width, height = y[:, 0, 0, -1] - y[:, 0, 0, 0], y[:, 1, -1, 0] - y[:, 1, 0, 0]
+    area = width * height * (64 / 63) ** 2
+    assert area.min() > 0.25
+    assert area.max() < 1.05
+    assert area.std() > 0.1
+    assert (width / height).log().abs().max() < 0.45
+    assert y[:, 0, 0, 0].std() > 0.05  # anywhere
+    torch.testing.assert_close(y[:, 0, 0], y[:, 0, -1])  # upright
+    torch.testing.assert_close(random_crop(x, smallest=1.0, stretch=0.0), x)
+
+
+def test_half_of_the_views_are_mirrored_when_asked() -> None:
+    torch.manual_seed(0)
+    x = torch.arange(8.0).expand(400, 3, 8, 8)
+    y = mirrored(x)
+    turned = (y == x.flip(3)).all(3).all(2).all(1)
+    assert ((y == x).all(3).all(2).all(1) | turned).all()
+    assert 0.4 < turned.float().mean() < 0.6
+    right = views(x.mul(30), "photos", False, mirror=True)[:, 0].mean(1)  # [B, W]
+    assert 0.4 < (right[:, :3].mean(1) > right[:, 5:].mean(1)).float().mean() < 0.6
+
+
 def test_what_is_drawn_lands_on_the_images_device() -> None:
     """No device is named: on `meta`, a device of no values, every view keeps to it."""
     x = torch.empty(4, 3, 28, 28, device="meta")
-    for view in (paste_distractors, recolour, blur, noise, cut_out):
+    for view in (paste_distractors, random_crop, mirrored, recolour, blur, noise, cut_out):
         assert view(x).device.type == "meta"
     assert views(x, "digits", True).device.type == "meta"
+    assert views(x, "photos", False, mirror=True).device.type == "meta"

@@ -51,9 +51,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The images that are decoded from here on."""
     opened: list[Path] = []
 
-    def counting(path: Path, size: int) -> np.ndarray | str:
+    def counting(path: Path, *how: Any) -> np.ndarray | str:
         opened.append(path)
-        return read_image(path, size)
+        return read_image(path, *how)
 
     monkeypatch.setattr(dataset, "read_image", counting)
     return opened
@@ -261,11 +261,11 @@ def forked(act: Callable[[], object]) -> None:
 def test_a_process_killed_while_writing_leaves_nothing_that_is_read_and_its_part_is_removed(
     root: Path, folder: Path, most: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dying(path: Path, size: int) -> np.ndarray | str:
-        return os._exit(9) if path.name == "090.bmp" else read_image(path, size)
+    def dying(path: Path, *how: Any) -> np.ndarray | str:
+        return os._exit(9) if path.name == "090.bmp" else read_image(path, *how)
 
     def killed() -> None:
-        dataset.read_image = dying
+        monkeypatch.setattr(dataset, "read_image", dying)
         read(root, folder)
 
     forked(killed)

@@ -35,7 +35,11 @@ OTHER = {  # a value of each flag that is not the default
     "recipe": "strong",
     "without": "teacher",  # with --recipe strong
     "views": "photos",  # with --recipe strong
+    "mirror": None,  # with --recipe strong
+    "balance": None,
     "arch": "published",
+    "weights": "none",  # with a backbone
+    "freeze": None,  # with a backbone
     "batch_size": "10",
     "epochs": "2",
     "max_steps": "7",
@@ -59,7 +63,9 @@ def test_every_flag_changes_the_settings_and_no_two_alike(monkeypatch: pytest.Mo
     monkeypatch.setattr(config, "summary_writer", lambda: None)  # the package may be missing
     assert set(vars(train.build_parser().parse_args(BASE))) == set(OTHER)
     strong, target = ["--recipe", "strong"], ["--train_mode", "target"]
-    needed = {"without": strong, "views": strong, "with_source": target}
+    backbone = ["--arch", "resnet18"]
+    needed = {"without": strong, "views": strong, "mirror": strong, "with_source": target}
+    needed |= {"weights": backbone, "freeze": backbone}
     found = [settings(), settings(*strong)]
     for flag, value in OTHER.items():
         words = [f"--{flag}"] if value is None else [f"--{flag}", value]
@@ -179,6 +185,14 @@ def test_several_processes_share_a_batch_that_can_be_split() -> None:
         ("--source_file .", "--source_file"),
         ("--run_name ../x", "--run_name"),
         ("--arch published --size 32", "--size"),
+        ("--arch resnet5O", "resnet50"),
+        ("--arch smal", "small"),
+        ("--arch fasterrcnn_resnet50_fpn", "--arch"),
+        ("--arch resnet18 --weights none --size 2000", "--size"),
+        ("--freeze", "--freeze"),
+        ("--weights none", "--weights"),
+        ("--arch resnet18 --freeze --recipe strong", "--freeze"),
+        ("--mirror", "--mirror"),
         ("--arch published --recipe strong", "--recipe"),
         ("--select target_val --topk 0", "--topk"),
         ("--train_mode target --select source_val", "--select"),

@@ -13,7 +13,7 @@ from augment import views
 from config import RECIPES
 from dataset import Batches, Domain
 from losses import PARTS, ClassPriors, Objective, Teacher, minimum_class_confusion, pseudo_label_loss, ramp, total
-from model import DANN, SOURCE, TARGET, DomainBatchNorm2d
+from model import DANN, SOURCE, TARGET, DomainBatchNorm
 
 META = torch.device("meta")  # has shapes and no values: any .item(), and any tensor of another device, is an error
 
@@ -190,7 +190,7 @@ def test_the_teachers_target_statistics_are_those_of_clean_images() -> None:
 
 def test_the_teachers_source_statistics_are_the_mean_over_clean_batches_whatever_they_were_before() -> None:
     teacher, batches = Teacher(build(), 0.99, 0.5), [images(seed, 16) for seed in (4, 5, 6)]
-    layers = {name: each for name, each in teacher.net.named_modules() if isinstance(each, DomainBatchNorm2d)}
+    layers = {name: each for name, each in teacher.net.named_modules() if isinstance(each, DomainBatchNorm)}
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
     for name, layer in layers.items():
         layer.source.running_mean.add_(7)  # type: ignore[union-attr]

@@ -19,15 +19,17 @@ import torch
 from conftest import QUICK, ended, quick_run, same_tensors
 
 import utils
+from backbones import backbone
 from dataset import Batches, Domain
 from losses import Objective
 from model import DANN
-from runs import read_json
+from runs import load_checkpoint, read_json
 from utils import InterruptFlag, Progress, Ranks, UserError, atomic_path, choose_device, choose_precision
 
 PROJECT = Path(utils.__file__).parent
 SCRIPTS = {"train", "inference", "tsne", "export", "report", "prepare_data"}
 LIBRARIES = {
+    "backbones",
     "config",
     "model",
     "losses",
@@ -42,6 +44,7 @@ LIBRARIES = {
     "utils",
 }
 CPU = torch.device("cpu")
+CONVOLUTIONS = ("conv1.weight", "layer1.0.conv2.weight", "layer4.1.conv2.weight")  # of resnet18
 
 
 # How a script ends
@@ -229,7 +232,7 @@ def test_two_processes_reach_the_accuracy_of_one(
 STEP = """
     import torch
     from losses import Objective, total
-    from model import DANN, DomainBatchNorm2d
+    from model import DANN, DomainBatchNorm
     from utils import join_ranks
 
     torch.manual_seed(0)
@@ -237,7 +240,7 @@ STEP = """
     for module in net.modules():
         if isinstance(module, torch.nn.Dropout2d):
             module.p = 0.0
-        if isinstance(module, DomainBatchNorm2d):  # on the CPU it sees the share of its rank
+        if isinstance(module, DomainBatchNorm):  # on the CPU it sees the share of its rank
             module.forward = lambda x: x
             module.requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
@@ -264,6 +267,23 @@ def test_a_step_of_two_processes_has_the_gradients_of_one(tmp_path: Path) -> Non
     assert first.keys() == one.keys()
     for name, gradient in one.items():
         torch.testing.assert_close(first[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("freeze", [(), ("--freeze",)])
+def test_two_processes_train_a_backbone_or_its_heads_alone(
+    freeze: tuple[str, ...], small_data: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    weights = tmp_path / "weights.pth"
+    torch.save(backbone("resnet18").state_dict(), weights)
+    words = ("--arch", "resnet18", "--weights", str(weights), "--size", "32", "--max_steps", "2", *freeze)
+    done = train_by_two("--data_root", str(small_data), "--save_dir", str(tmp_path), "--run_name", "x", *words)
+    assert done.returncode == 0, done.stderr
+    trained, start = load_checkpoint(tmp_path / "x" / "last.pt")["model"], torch.load(weights)
+    kept = [torch.equal(trained[f"feature_extractor.backbone.{name}"], start[name]) for name in CONVOLUTIONS]
+    assert kept == [bool(freeze)] * len(CONVOLUTIONS)
+    assert read_json(tmp_path / "x" / "result.json")["processes"] == 2
 
 
 @pytest.mark.slow
