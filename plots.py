@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
-from matplotlib.colors import to_rgba
+from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -33,6 +33,7 @@ CLASS_COLOURS = [
     "#AA4499",
     "#777777",
 ]
+NO_LABEL = "#DDDDDD"
 DOMAIN_COLOURS = ["#0072B2", "#E69F00"]
 # Okabe and Ito's but for the yellow, for runs by their number; from the ninth on again, dashed.
 RUN_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#888888"]
@@ -178,13 +179,19 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
             axes.set_xlabel("step", fontsize=11)
 
 
+def confusion(labels: np.ndarray, answers: np.ndarray, num_classes: int) -> np.ndarray:
+    """How often each class, by row, was answered as each, by column: counts [K, K] of class indices [N]."""
+    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(counts, (labels, answers), 1)
+    return counts
+
+
 def draw_confusion(labels: np.ndarray, answers: np.ndarray, classes: list[str], title: str, path: Path) -> None:
     """Draw how often each class was answered as each: rows are labels, columns answers, shades shares of a row.
 
     labels, answers: class indices [N].
     """
-    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(counts, (labels, answers), 1)
+    counts = confusion(labels, answers, len(classes))
     shares = counts / counts.sum(1, keepdims=True).clip(1)
     names = [shorter(name) for name in classes]
     longest = max(map(len, names))
@@ -205,6 +212,12 @@ def draw_confusion(labels: np.ndarray, answers: np.ndarray, classes: list[str], 
         figure.colorbar(shades, ax=axes, label="share of the label's images", shrink=0.8)
 
 
+def most_confident_mistakes(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Rows of the wrong answers, the most confident first, of class indices [N] and probabilities [N, K]."""
+    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    return wrong[np.argsort(-probabilities.max(1)[wrong], kind="stable")]
+
+
 def draw_mistakes(
     images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: list[str], title: str, path: Path
 ) -> None:
@@ -213,8 +226,8 @@ def draw_mistakes(
     images uint8 [N, H, W, 3], labels: class indices [N], probabilities [N, K].
     """
     answers, confidence = probabilities.argmax(1), probabilities.max(1)
-    wrong = np.flatnonzero(answers != labels)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
+    wrong = most_confident_mistakes(labels, probabilities)
+    worst = wrong[:MISTAKES]
     columns, rows = 8, -(-max(1, len(worst)) // 8)
     which = f"the {len(worst)} most confident of" if len(worst) < len(wrong) else "all"
     which = f"{which} {len(wrong)} mistakes" if len(wrong) > 1 else "the only mistake"
@@ -230,6 +243,12 @@ def draw_mistakes(
             axes.text(column + 0.5, 1.32 * row + 0.28, text, fontsize=9.5, ha="center", va="bottom")
         axes.set(xlim=(0, columns), ylim=(1.32 * rows, 0), aspect="equal")
         axes.set_axis_off()
+
+
+def class_colours(count: int) -> list[str]:
+    """A colour for each of `count` classes."""
+    shades = matplotlib.colormaps["turbo"](np.linspace(0, 1, count))
+    return CLASS_COLOURS if count <= 10 else [to_hex(shade) for shade in shades]
 
 
 def scatter_axes(figure: Figure) -> Any:
@@ -249,8 +268,7 @@ def draw_by_class(
     path: Path,
 ) -> None:
     """Scatter [N, 2] coloured by class, shaped by domain. labels: index into `classes`, -1 where there is none."""
-    shades = CLASS_COLOURS if len(classes) <= 10 else matplotlib.colormaps["turbo"](np.linspace(0, 1, len(classes)))
-    colours = np.array([to_rgba("#DDDDDD"), *map(to_rgba, shades)])  # -1 first
+    colours = np.array([to_rgba(NO_LABEL), *map(to_rgba, class_colours(len(classes)))])  # -1 first
     styles: list[dict[str, Any]] = [
         {"s": 11, "alpha": 0.45, "edgecolors": "none"},
         {"s": 16, "alpha": 0.95, "edgecolors": "black", "linewidths": 0.3},
