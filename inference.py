@@ -51,8 +51,8 @@ CHUNK = 8192  # images read at a time; up to three chunks are in memory, as one 
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__)
-    files = parser.add_argument_group("files")
+    parser = Parser(usage="%(prog)s --checkpoint PATH --test_loc PATH --out_path PATH [...]", description=__doc__)
+    files = parser.add_argument_group("needed first")
     files.add_argument(
         "--checkpoint", type=user_path, required=True, metavar="PATH", help="run folder or checkpoint file"
     )
@@ -71,12 +71,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="folder, in which pred.csv is written, or the name of a .csv file",
     )
-    files.add_argument(
+    more = parser.add_argument_group("answers")
+    more.add_argument(
         "--probs",
         action="store_true",
         help="add the probability of each class (columns p_CLASS) and of the predicted one (confidence)",
     )
-    files.add_argument(
+    more.add_argument(
         "--labels",
         type=user_path,
         metavar="CSV",

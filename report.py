@@ -1,10 +1,11 @@
-"""Compare runs: a table, and their curves in one figure.
+"""Compare runs: a table, their curves in one figure, and a page to look at.
 
-    python report.py runs/source_usps_tuned_seed0 runs/dann_usps_tuned_seed0
+    python report.py runs/source_usps_tuned_seed0 runs/dann_usps_tuned_seed0 \\
+        --html run.html
 
 Prints the accuracies, the proxy A-distance and the arguments in which the runs
 differ, and draws their curves into comparison.png beside the first run, or
-into --out_path.
+into --out_path. --html makes a page to mail of one run or several, in one file.
 """
 
 import argparse

@@ -26,25 +26,26 @@ FILES = {".png", ".jpg", ".jpeg", ".svg", ".pdf", ".csv"}  # what a user who tak
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__)
-    parser.add_argument(
+    parser = Parser(usage="%(prog)s --checkpoint PATH --data_root DIR --out_path DIR [...]", description=__doc__)
+    first, more = parser.add_argument_group("needed first"), parser.add_argument_group("what is drawn")
+    first.add_argument(
         "--checkpoint", type=user_path, required=True, metavar="PATH", help="run folder or checkpoint file"
     )
-    parser.add_argument(
+    first.add_argument(
         "--data_root", type=user_path, required=True, metavar="DIR", help="folder that holds the domains"
     )
-    parser.add_argument("--out_path", type=user_path, required=True, metavar="DIR", help="folder for the figures")
-    parser.add_argument("--source_file", metavar="NAME", help="source domain (default: the checkpoint's)")
-    parser.add_argument("--target_file", metavar="NAME", help="target domain (default: the checkpoint's)")
-    parser.add_argument(
+    first.add_argument("--out_path", type=user_path, required=True, metavar="DIR", help="folder for the figures")
+    more.add_argument("--source_file", metavar="NAME", help="source domain (default: the checkpoint's)")
+    more.add_argument("--target_file", metavar="NAME", help="target domain (default: the checkpoint's)")
+    more.add_argument(
         "--limit",
         type=bounded(int, 10, 20000),
         default=1000,
         metavar="N",
         help="images of each domain at most, drawn at random (default: 1000)",
     )
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of the drawing and of t-SNE (default: 0)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to compute features (default: auto)")
+    more.add_argument("--seed", type=SEED, default=0, metavar="N", help="of the drawing and of t-SNE (default: 0)")
+    more.add_argument("--device", choices=DEVICES, default="auto", help="where to compute features (default: auto)")
     return parser
 
 

@@ -27,7 +27,7 @@ from utils import InterruptFlag, Progress, Ranks, UserError, atomic_path, choose
 
 PROJECT = Path(utils.__file__).parent
 SCRIPTS = {"train", "inference", "tsne", "export", "report", "prepare_data"}
-LIBRARIES = {"config", "model", "losses", "augment", "dataset", "metrics", "runs", "plots", "utils"}
+LIBRARIES = {"augment", "config", "dataset", "latent", "losses", "metrics", "model", "page", "plots", "runs", "utils"}
 CPU = torch.device("cpu")
 
 
