@@ -164,9 +164,18 @@ def latent(runs: list[Seen]) -> tuple[list[dict[str, Any]], list[str]]:
                     "confidence": [[round(value, 3) for value in each.values.tolist()] for each in best],
                 }
             )
-        selected = sorted(run.views).index(run.result["selected_step"])
-        found.append({"run": run.name, "classes": run.classes, "colours": class_colours(len(run.classes)),
-                      "side": side, "domains": domains, "steps": steps, "selected": selected})  # fmt: skip
+        found.append(
+            {
+                "run": run.name,
+                "mode": run.result["args"]["train_mode"],
+                "classes": run.classes,
+                "colours": class_colours(len(run.classes)),
+                "side": side,
+                "domains": domains,
+                "steps": steps,
+                "selected": sorted(run.views).index(run.result["selected_step"]),
+            }
+        )
     return found, list(sheets)
 
 

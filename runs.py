@@ -185,8 +185,9 @@ def in_words(result: dict[str, Any]) -> list[str]:
         f"{mode}: {what}; recipe {args['recipe']}{views}, network {args['arch']}, seed {result['seed']}, "
         f"{result['steps']:,} steps in {result['seconds']:.0f} s on {result['device']}",
         f"accuracy: {accuracy_in_words(result)}",
-        f"domains: {distance_in_words(result['proxy_a_distance'])}",
     ]
+    if mode != "target" or args.get("with_source"):  # else no source was read
+        lines.append(f"domains: {distance_in_words(result['proxy_a_distance'])}")
     if result.get("class_priors"):
         lines.append(priors_in_words(result["class_priors"]))
     return lines + ([f"warning: {sentence}" for sentence in result["warnings"]] or ["warnings: none"])
@@ -213,7 +214,7 @@ def distance_in_words(distance: dict[str, float | None]) -> str:
     """What training did to the proxy A-distance."""
     before, after = distance.get("untrained"), distance.get("trained")
     if after is None:
-        return "their distance was not measured, which takes 10 validation images or more of both"
+        return "their distance was not measured, which takes 10 validation images of each"
     if before is None:
         return f"proxy A-distance {after:.2f} after training (0 alike, 2 apart)"
     moved = (

@@ -133,6 +133,8 @@ document.querySelector("#latent .nsewdrag").dispatchEvent(new MouseEvent("mousem
 setTimeout(() => {
   const card = document.getElementById("card"), seen = { card: card.innerText, points: [count()] };
   seen.shown = getComputedStyle(card).display;
+  const edges = card.getBoundingClientRect();
+  seen.away = Math.min(Math.abs(edges.top - at.clientY), Math.abs(edges.bottom - at.clientY));
   seen.image = getComputedStyle(card.firstChild).backgroundImage.slice(0, 16);
   press("checkbox", 0);
   seen.points.push(count());
@@ -165,6 +167,7 @@ def test_in_a_browser_the_points_are_there_and_show_their_image_under_the_pointe
     assert title
     seen = json.loads(html.unescape(title[1]))
     assert seen["points"] == [2000, 1000]  # the source switched off
+    assert seen["away"] < 20  # pixels of the pointer
     assert seen["legend"] == 1  # by domain
     assert f"step {json.loads((dann_run / 'result.json').read_text())['selected_step'] - 1}:" in seen["words"]
     assert (seen["shown"], seen["image"]) == ("block", 'url("data:image/')
