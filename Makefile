@@ -1,4 +1,4 @@
-# make demo   environment, offline demo data, train source, dann and target, predict, draw, compare (DEMO=folder)
+# make demo   environment, offline demo data, train source, dann and target, predict, draw, compare in run.html (DEMO=folder)
 # make test   environment, lint, types, tests
 # make soak   the slow tests: kills, fuzzing, benchmark, several processes, commands of the pages
 # make clean  remove what make made, the environment included
@@ -28,7 +28,8 @@ demo: venv
 	$(BIN)/python tsne.py --checkpoint $(DEMO)/runs/source --data_root $(DEMO)/data --out_path $(DEMO)/figures/source
 	$(BIN)/python tsne.py --checkpoint $(DEMO)/runs/dann --data_root $(DEMO)/data --out_path $(DEMO)/figures/dann
 	@echo
-	@$(BIN)/python report.py $(DEMO)/runs/source $(DEMO)/runs/dann $(DEMO)/runs/target --out_path $(DEMO)/figures/curves.png
+	@$(BIN)/python report.py $(DEMO)/runs/source $(DEMO)/runs/dann $(DEMO)/runs/target --out_path $(DEMO)/figures/curves.png \
+	  --html $(DEMO)/run.html
 
 lint: venv
 	$(BIN)/ruff check .

@@ -153,16 +153,18 @@ def folder_name(text: str) -> str:
 
 def build_parser(description: str) -> argparse.ArgumentParser:
     """Flags of train.py, whose docstring opens --help."""
-    parser = Parser(description=description)
-    data = parser.add_argument_group("data")
-    data.add_argument(
+    parser = Parser(
+        usage="%(prog)s --data_root DIR --train_mode MODE --target_file NAME [...]", description=description
+    )
+    first = parser.add_argument_group("needed first")
+    first.add_argument(
         "--data_root",
         type=user_path,
         required=True,
         metavar="DIR",
         help="folder that holds the domains, <domain>/train.csv and <domain>/data/*.png, or a folder per class",
     )
-    data.add_argument(
+    first.add_argument(
         "--train_mode",
         required=True,
         type=lambda name: "source" if name == "sorce" else name,
@@ -170,14 +172,15 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         help="source: labels of the source only; dann: adaptation to the unlabelled "
         "target; target: labels of the target (`sorce`, as the published command line has it, is source)",
     )
-    data.add_argument(
-        "--source_file", type=folder_name, default="mnistm", metavar="NAME", help="labelled domain (default: mnistm)"
-    )
-    data.add_argument(
+    first.add_argument(
         "--target_file",
         type=folder_name,
         metavar="NAME",
         help="target domain; `source` does without, then nothing is measured on a target",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--source_file", type=folder_name, default="mnistm", metavar="NAME", help="labelled domain (default: mnistm)"
     )
     data.add_argument(
         "--with_source",

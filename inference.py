@@ -20,6 +20,7 @@ import argparse
 import math
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,8 +57,8 @@ CHUNK, CHUNK_BYTES = 8192, 100 << 20  # read at a time, the less; three are in m
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__)
-    files = parser.add_argument_group("files")
+    parser = Parser(usage="%(prog)s --checkpoint PATH --test_loc PATH --out_path PATH [...]", description=__doc__)
+    files = parser.add_argument_group("needed first")
     files.add_argument(
         "--checkpoint", type=user_path, required=True, metavar="PATH", help="run folder or checkpoint file"
     )
@@ -76,12 +77,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="folder, in which pred.csv is written, or the name of a .csv file",
     )
-    files.add_argument(
+    more = parser.add_argument_group("answers")
+    more.add_argument(
         "--probs",
         action="store_true",
         help="add the probability of each class (columns p_CLASS) and of the predicted one (confidence)",
     )
-    files.add_argument(
+    more.add_argument(
         "--labels",
         type=user_path,
         metavar="CSV",
@@ -249,8 +251,8 @@ def summary(probabilities: Tensor, classes: list[str], trained: dict[str, Any]) 
     """
     confidence, winner = probabilities.max(1)
     counts = torch.bincount(winner, minlength=len(classes)).tolist()
-    text = f"answers: {', '.join(f'{name}: {count}' for name, count in zip(classes, counts, strict=True))}; "
-    text += f"mean confidence {confidence.mean():.3f}"
+    text = f"answers: {', '.join(f'{name}: {count}' for name, count in zip(classes, counts, strict=True))}\n"
+    text += f"confidence: mean {confidence.mean():.3f}; {(confidence < 0.5).sum().item():,} images below 0.5"
     usual, here = trained.get("entropy"), entropy(probabilities.double()).mean().item()
     if isinstance(usual, float) and here > 2 * usual + 0.1 * math.log(len(classes)):
         text += (
@@ -281,7 +283,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             parts.append(predict(net, pixels, args.batch_size, precision=precision)[1])  # [n, K]
         rows += chunk_rows
         left_out.update({names[row]: why for row, why in unreadable.items()})
-        progress.update(len(chunk_rows) + len(unreadable))
+        progress.update(len(chunk_rows) + len(unreadable), lambda: confidence_so_far(parts))
     progress.close()
     if not rows:
         tell_left_out(home, left_out)
@@ -294,12 +296,22 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     scored, text = score(dict(zip(found, answers, strict=True)), wanted, classes) if wanted else (None, "")
     metrics = checkpoint["metrics"] if isinstance(checkpoint["metrics"], dict) else {}
     text = "\n".join(filter(None, [text, summary(probabilities, classes, metrics)]))
+    text += "" if "warning:" in text else "\nwarnings: none"
     write_predictions(out_file, found, probabilities, classes, args.probs)
     tell_left_out(home, left_out)
-    print(text)
+    print(f"checkpoint: {file}, step {checkpoint['step']}\n{text}")
+    if wanted is None:
+        given = ["--checkpoint", args.checkpoint, "--test_loc", args.test_loc, "--out_path", args.out_path]
+        command = shlex.join(["python", "inference.py", *map(str, given), "--labels", "FILE.csv"])
+        print(f"next: label fifty of the images by hand, image_name,label, and score the answers: {command}")
     how = "" if precision == torch.float32 else f" in {args.precision}"
     print(f"{len(rows)} images labelled{how}, {len(left_out)} left out: {out_file}")
     return {"out_file": str(out_file), "count": len(rows), "left_out": left_out, "score": scored}
+
+
+def confidence_so_far(parts: list[Tensor]) -> str:
+    """For the progress bar, of probabilities [n, K] each."""
+    return f"mean confidence {torch.cat(parts).max(1).values.mean():.3f}" if parts else "nothing readable yet"
 
 
 def tell_left_out(home: Path, left_out: dict[str, str]) -> None:

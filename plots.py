@@ -1,6 +1,7 @@
 """Figures: curves of runs, latent spaces by class and by domain, in colours for colour-blind readers too."""
 
 import contextlib
+import itertools
 import logging
 import re
 import textwrap
@@ -13,7 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
-from matplotlib.colors import to_rgba
+from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -32,14 +33,17 @@ CLASS_COLOURS = [
     "#AA4499",
     "#777777",
 ]
+NO_LABEL = "#DDDDDD"
 DOMAIN_COLOURS = ["#0072B2", "#E69F00"]
+# Okabe and Ito's but for the yellow, for runs by their number; from the ninth on again, dashed.
+RUN_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#888888"]
 DOMAIN_MARKERS = ["o", "^"]
 # What the curves show: key of metrics.jsonl -> title, top of the axis, a value to compare with, and what that is.
 PANELS: dict[str, tuple[str, float | None, float | None, str]] = {
     "target_val_accuracy": ("accuracy on the target's val", 1.02, None, ""),
     "source_val_accuracy": ("accuracy on the source's val", 1.02, None, ""),
     "L_y": ("label loss L_y", None, None, ""),
-    "L_d": ("domain loss L_d", None, float(np.log(2)), "ln 2: domains not told apart"),
+    "L_d": ("domain loss L_d", None, float(np.log(2)), "ln 2, domains not told apart"),
     "domain_accuracy": ("accuracy of the domain classifier", 1.02, 0.5, "chance"),
     "lambda": ("lambda", None, None, ""),
     "L_u": ("pseudo-label loss L_u", None, None, ""),
@@ -62,8 +66,8 @@ def picture(path: Path, width: float, height: float, title: str = "", names: Ite
         warnings.filterwarnings("ignore", message="Glyph")  # fonts_for has told
         figure = Figure(figsize=(width, height), layout="constrained")
         if title:
-            lines = [textwrap.fill(shorter(line, 500), int(11 * width)) for line in title.splitlines()]
-            figure.suptitle("\n".join(lines), fontsize=9)
+            lines = [textwrap.fill(shorter(line, 500), int(10.5 * width)) for line in title.splitlines()]
+            figure.suptitle("\n".join(lines), fontsize=10)
         yield figure
         with atomic_path(path) as part:
             figure.savefig(part, dpi=120, format="png")
@@ -111,41 +115,75 @@ def shorter(name: str, limit: int = LONGEST) -> str:
 
 def legend(figure: Figure, handles: list[Any], names: Iterable[str], limit: int = LONGEST, **more: Any) -> None:
     """Say outside the axes what is what."""
-    made = figure.legend(handles, ["-"] * len(handles), fontsize=9, **more)
+    made = figure.legend(handles, ["-"] * len(handles), fontsize=11, **more)
     for text, name in zip(made.get_texts(), names, strict=True):  # a label that begins with _ would be left out
         text.set_text(shorter(name, limit))
 
 
+def told_apart(names: list[str]) -> tuple[list[str], str]:
+    """Names of runs without the words that all have, and these words: of one run, and of none, the whole name."""
+    words = [name.split("_") for name in names]
+    shared = [word for word in words[0] if all(word in other for other in words)] if words else []
+    short = [" ".join(word for word in each if word not in shared) for each in words]
+    return (short, " ".join(shared)) if all(short) and len(set(short)) == len(names) else (names, "")
+
+
+def spread(heights: list[float], gap: float) -> list[float]:
+    """Heights 0..1 moved as little as it takes to lie `gap` apart, in their order."""
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    placed = dict(enumerate(heights))
+    for below, above in itertools.pairwise(order):
+        placed[above] = max(placed[above], placed[below] + gap)
+    room = 1.0
+    for i in reversed(order):
+        placed[i] = min(placed[i], room)
+        room = placed[i] - gap
+    return [placed[i] for i in range(len(heights))]
+
+
 def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Draw what the runs logged over their steps, a panel a quantity and a colour a run.
+    """Draw what the runs logged over their steps, a panel a quantity, a colour a run, its name where its line ends.
 
     runs: name -> lines of metrics.jsonl. Quantities that no run has are left out.
     """
     logged = {key for lines in runs.values() for line in lines for key, value in line.items() if value is not None}
     panels = {key: panel for key, panel in PANELS.items() if key in logged}
-    columns = min(4, max(1, len(panels)))
+    columns = min(3, max(1, len(panels)))
     rows = -(-max(1, len(panels)) // columns)
-    with picture(path, 3.4 * columns, 2.9 * rows + 0.3 + 0.2 * len(runs), names=runs) as figure:
+    inches = max(2.6, 0.18 * len(runs))
+    names, title = told_apart(list(runs)) if len(runs) > 1 else ([""], next(iter(runs), ""))
+    with picture(path, 4.4 * columns, (inches + 0.6) * rows + 0.4, title, runs) as figure:
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
-        for axes, (key, (title, top, reference, words)) in zip(grid, panels.items(), strict=False):
+        for axes, (key, (words, top, reference, meaning)) in zip(grid, panels.items(), strict=False):
+            ends: dict[int, float] = {}
             for i, (name, lines) in enumerate(runs.items()):
                 known = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-                axes.plot(*zip(*known, strict=True) if known else ([], []), color=CLASS_COLOURS[i * 3 % 10], marker="o",
-                          markersize=3, label=name)  # fmt: skip
+                axes.plot(*zip(*known, strict=True) if known else ([], []), color=RUN_COLOURS[i % 8], marker="o",
+                          markersize=4, linestyle="--" if i // 8 % 2 else "-", label=name)  # fmt: skip
+                ends |= {i: known[-1][1]} if known else {}
             axes.set_ylim(0, top or 1.12 * axes.get_ylim()[1])
+            heights = spread([value / axes.get_ylim()[1] for value in ends.values()], 0.17 / inches)
+            for i, height in zip(ends, heights, strict=True):
+                axes.text(1.03, height, shorter(names[i]), color=RUN_COLOURS[i % 8], fontsize=10.5, va="center",
+                          transform=axes.transAxes)  # fmt: skip
             if reference is not None:
-                axes.axhline(reference, color="#888888", linewidth=0.8, linestyle=":")
-                place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
-                axes.annotate(words, (0.98, 0.99 * reference), fontsize=8, color="#666666", **place)
-            axes.set_title(title, fontsize=10)
+                axes.axhline(reference, color="#888888", linewidth=1, linestyle=":")
+                axes.text(0.98, 0.03, f"dotted: {meaning}", fontsize=10, color="#666666", ha="right",
+                          transform=axes.transAxes)  # fmt: skip
+            axes.set_title(words, fontsize=12)
             axes.grid(alpha=0.3)
-            axes.tick_params(labelsize=8)
+            axes.tick_params(labelsize=10)
         for axes in grid[max(0, len(panels) - columns) : len(panels)]:
-            axes.set_xlabel("step", fontsize=9)
-        if panels:
-            legend(figure, grid[0].lines[: len(runs)], runs, 34 * columns, loc="outside upper left")
+            axes.set_xlabel("step", fontsize=11)
+
+
+def confusion(labels: np.ndarray, answers: np.ndarray, num_classes: int) -> np.ndarray:
+    """How often each class, by row, was answered as each, by column: counts [K, K] of class indices [N]."""
+    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(counts, (labels, answers), 1)
+    return counts
 
 
 def draw_confusion(labels: np.ndarray, answers: np.ndarray, classes: list[str], title: str, path: Path) -> None:
@@ -153,8 +191,7 @@ def draw_confusion(labels: np.ndarray, answers: np.ndarray, classes: list[str], 
 
     labels, answers: class indices [N].
     """
-    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(counts, (labels, answers), 1)
+    counts = confusion(labels, answers, len(classes))
     shares = counts / counts.sum(1, keepdims=True).clip(1)
     names = [shorter(name) for name in classes]
     longest = max(map(len, names))
@@ -165,7 +202,7 @@ def draw_confusion(labels: np.ndarray, answers: np.ndarray, classes: list[str], 
         if len(classes) <= 25:  # more would not be legible
             for row, column in zip(*counts.nonzero(), strict=True):
                 dark = shares[row, column] > 0.5
-                axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=8,
+                axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=10,
                           color="white" if dark else "black")  # fmt: skip
         step = max(1, len(classes) // 40)
         ticks = range(0, len(classes), step)
@@ -173,6 +210,12 @@ def draw_confusion(labels: np.ndarray, answers: np.ndarray, classes: list[str], 
         axes.set_yticks(ticks, [f"{names[k]} ({counts[k].sum()})" for k in ticks])
         axes.set(xlabel="answer", ylabel="label (images)")
         figure.colorbar(shades, ax=axes, label="share of the label's images", shrink=0.8)
+
+
+def most_confident_mistakes(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Rows of the wrong answers, the most confident first, of class indices [N] and probabilities [N, K]."""
+    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    return wrong[np.argsort(-probabilities.max(1)[wrong], kind="stable")]
 
 
 def draw_mistakes(
@@ -183,8 +226,8 @@ def draw_mistakes(
     images: uint8 [N, H, W, 3], of which those rows are taken; labels: class indices [N], probabilities [N, K].
     """
     answers, confidence = probabilities.argmax(1), probabilities.max(1)
-    wrong = np.flatnonzero(answers != labels)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
+    wrong = most_confident_mistakes(labels, probabilities)
+    worst = wrong[:MISTAKES]
     columns, rows = 8, -(-max(1, len(worst)) // 8)
     which = f"the {len(worst)} most confident of" if len(worst) < len(wrong) else "all"
     which = f"{which} {len(wrong)} mistakes" if len(wrong) > 1 else "the only mistake"
@@ -197,9 +240,15 @@ def draw_mistakes(
             label, answer = (shorter(classes[k], 8) for k in (labels[i], answers[i]))
             between = ", " if len(label + answer) < 8 else "\n"
             text = f"{label} as {answer}{between}{confidence[i]:.2f}"
-            axes.text(column + 0.5, 1.32 * row + 0.28, text, fontsize=8, ha="center", va="bottom")
+            axes.text(column + 0.5, 1.32 * row + 0.28, text, fontsize=9.5, ha="center", va="bottom")
         axes.set(xlim=(0, columns), ylim=(1.32 * rows, 0), aspect="equal")
         axes.set_axis_off()
+
+
+def class_colours(count: int) -> list[str]:
+    """A colour for each of `count` classes."""
+    shades = matplotlib.colormaps["turbo"](np.linspace(0, 1, count))
+    return CLASS_COLOURS if count <= 10 else [to_hex(shade) for shade in shades]
 
 
 def scatter_axes(figure: Figure) -> Any:
@@ -219,8 +268,7 @@ def draw_by_class(
     path: Path,
 ) -> None:
     """Scatter [N, 2] coloured by class, shaped by domain. labels: index into `classes`, -1 where there is none."""
-    shades = CLASS_COLOURS if len(classes) <= 10 else matplotlib.colormaps["turbo"](np.linspace(0, 1, len(classes)))
-    colours = np.array([to_rgba("#DDDDDD"), *map(to_rgba, shades)])  # -1 first
+    colours = np.array([to_rgba(NO_LABEL), *map(to_rgba, class_colours(len(classes)))])  # -1 first
     styles: list[dict[str, Any]] = [
         {"s": 11, "alpha": 0.45, "edgecolors": "none"},
         {"s": 16, "alpha": 0.95, "edgecolors": "black", "linewidths": 0.3},
@@ -238,7 +286,7 @@ def draw_by_class(
             write_names(axes, points, domains, labels, classes, colours)
         handles = [Line2D([], [], marker=m, linestyle="", color=colour) for m, colour, _ in marks]
         many = f"{len(classes)} classes:\nnames in latent.csv" if len(classes) > MOST_NAMES else None
-        legend(figure, handles, [name for *_, name in marks], loc="outside right center", title=many, title_fontsize=8)
+        legend(figure, handles, [name for *_, name in marks], loc="outside right center", title=many, title_fontsize=10)
 
 
 def write_names(

@@ -1,11 +1,13 @@
-"""Compare runs: a table, and their curves in one figure.
+"""Compare runs: a table, their curves in one figure, and a page to look at.
 
-    python report.py runs/source_usps_tuned_seed0 runs/dann_usps_tuned_seed0
+    python report.py runs/source_usps_tuned_seed0 runs/dann_usps_tuned_seed0 \\
+        --html run.html
 
 Prints the accuracies, the proxy A-distance and the arguments in which the runs
 differ, and draws their curves into comparison.png beside the first run, or
 into --out_path. With --rank SCORE the runs are in the order of a validation
-score, which needs no label of the target, the best first.
+score, which needs no label of the target, the best first. --html makes a page
+to mail of one run or several, in one file.
 """
 
 import argparse
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from metrics import VALIDATORS
+from page import look, plotly_script, write_page
 from plots import draw_curves
 from runs import MAYBE, NUMBER, check_kinds, modern_args, read_json, read_metrics
 from utils import Parser, UserError, run_script, shown, user_path
@@ -38,6 +41,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--rank",
         choices=VALIDATORS,
         help="put the runs, which are to be of one target, in the order of this validation score, the best first",
+    )
+    parser.add_argument(
+        "--html",
+        type=user_path,
+        metavar="FILE",
+        help="write a page to look at: the numbers in words, curves, confusion, mistakes and the latent space to "
+        "explore (needs plotly; 15 seconds a checkpoint)",
     )
     parser.add_argument(
         "--out_path",
@@ -142,13 +152,29 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = build_parser().parse_args(argv)
     if args.out_path and args.out_path.suffix.lower() != ".png":
         raise UserError(f"--out_path {args.out_path} is no name of a picture; let it end in .png.")
+    if args.html and (args.html.is_dir() or args.html.suffix.lower() not in (".html", ".htm")):
+        raise UserError(f"--html {args.html} is no name of a page; let it end in .html.")
+    if args.html:
+        plotly_script()  # refused here where the package is missing
     table = compare(args.runs, args.rank)
     curves = {name: read_metrics(run / "metrics.jsonl") for name, run in run_names(args.runs).items()}
     print(table)
     figure = args.out_path or args.runs[0].resolve().parent / "comparison.png"
     draw_curves(curves, figure)
     print(figure)
-    return {"table": table, "figure": str(figure)}
+    left_out = make_page(args.runs, table, args.html) if args.html else {}
+    return {"table": table, "figure": str(figure), "left_out": left_out}
+
+
+def make_page(runs: list[Path], table: str, file: Path) -> dict[str, str]:
+    """Write the page of the runs; why a run's images are left out, by its name, where they are."""
+    seen = [look(name, run, read_result(run)) for name, run in run_names(runs).items()]
+    write_page(file, seen, table)
+    left_out = {run.name: run.missing for run in seen if run.missing}
+    for name, why in left_out.items():
+        print(f"{name}: {why}")
+    print(file)
+    return left_out
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -168,6 +169,77 @@ def check_kinds(place: Path | str, found: dict[str, Any], **kinds: tuple[type, .
         value = found[key]
         if not isinstance(value, kind) or value is True or (isinstance(value, (int, float)) and not abs(value) < 1e15):
             raise UserError(f"{place}: {key} cannot be {json.dumps(value)[:40]}; restore the file.")
+
+
+# A result in words
+
+
+def in_words(result: dict[str, Any]) -> list[str]:
+    """What result.json says, a sentence each: what was trained, how good it is, what the distance did, warnings."""
+    args, images = result["args"], result["images"]
+    source, target, mode = args["source_file"], args["target_file"], args["train_mode"]
+    labelled = f"{images['labelled_train']:,} labelled images"
+    what = {
+        "source": f"trained on {source} alone ({labelled})",
+        "dann": f"adapted from {source} ({labelled}) to {target} ({images.get('unlabelled_train') or 0:,} images, no "
+        "label read)",
+        "target": f"trained on the labels of {source} and {target}" if args.get("with_source") else
+        f"trained on the labels of {target} ({labelled})",
+    }[mode]  # fmt: skip
+    views = (
+        f", views of {args['views']}" if args["recipe"] == "strong" and "augmentation" not in args["without"] else ""
+    )
+    lines = [
+        f"{mode}: {what}; recipe {args['recipe']}{views}, network {args['arch']}, seed {result['seed']}, "
+        f"{result['steps']:,} steps in {result['seconds']:.0f} s on {result['device']}",
+        f"accuracy: {accuracy_in_words(result)}",
+    ]
+    if mode != "target" or args.get("with_source"):  # else no source was read
+        lines.append(f"domains: {distance_in_words(result['proxy_a_distance'])}")
+    if result.get("class_priors"):
+        lines.append(priors_in_words(result["class_priors"]))
+    return lines + ([f"warning: {sentence}" for sentence in result["warnings"]] or ["warnings: none"])
+
+
+def accuracy_in_words(result: dict[str, Any]) -> str:
+    """The accuracies with their binomial error, or why there is none on the target."""
+    args, images, found = result["args"], result["images"], []
+    if args["target_file"] is None:
+        found.append("none on a target, as --target_file named none")
+    elif result["target_val_accuracy"] is None and result["target_test_accuracy"] is None:
+        found.append(f"none on {args['target_file']}, whose val has no labels (label fifty images to get one)")
+    for domain, split in (("target", "test"), ("target", "val"), ("source", "val")):
+        accuracy, count = result[f"{domain}_{split}_accuracy"], images.get(f"{domain}_{split}")
+        if accuracy is not None:
+            error = f" ± {math.sqrt(accuracy * (1 - accuracy) / count):.3f} (n = {count:,})" if count else ""
+            found.append(f"{accuracy:.4f}{error} on {args[f'{domain}_file']} {split}")
+    return (
+        f"{', '.join(found)}; {result['checkpoint']} of step {result['selected_step']:,}, --select {result['select']}"
+    )
+
+
+def distance_in_words(distance: dict[str, float | None]) -> str:
+    """What training did to the proxy A-distance."""
+    before, after = distance.get("untrained"), distance.get("trained")
+    if after is None:
+        return "their distance was not measured, which takes 10 validation images of each"
+    if before is None:
+        return f"proxy A-distance {after:.2f} after training (0 alike, 2 apart)"
+    moved = (
+        "closer" if after < before - 0.1 else "further apart" if after > before + 0.1 else "neither closer nor apart"
+    )
+    return f"{moved}, proxy A-distance {before:.2f} before training, {after:.2f} after (0 alike, 2 apart)"
+
+
+def priors_in_words(priors: dict[str, dict[str, Any]], most: int = 5) -> str:
+    """The class priors in a line, of the classes that differ most."""
+    names = sorted(priors, key=lambda name: -abs(priors[name]["target_estimated"] - priors[name]["source"]))[:most]
+    each = [
+        f"{name} {priors[name]['source']:.3f} -> {priors[name]['target_estimated']:.3f}"
+        + (f" (val {priors[name]['target_val']:.3f})" if priors[name]["target_val"] is not None else "")
+        for name in names
+    ]
+    return f"class priors, source -> target as estimated, where they differ most: {', '.join(each)}"
 
 
 # The log

@@ -18,6 +18,7 @@ import threads  # noqa: F401
 import argparse
 import contextlib
 import copy
+import re
 import shlex
 import sys
 import time
@@ -62,6 +63,7 @@ from runs import (
     check_same_run,
     claimed,
     fingerprint,
+    in_words,
     load_checkpoint,
     read_json,
     restore,
@@ -135,11 +137,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if run.step < run.total_steps or log is None:
             return stopped(run, settings, command, ranks)
         result = finish(run, data, settings, log, measured, command)
-    split = settings.eval_split
-    print(
-        f"{settings.train_mode}: target {split} accuracy {shown(result[f'target_{split}_accuracy'], 5)}, "
-        f"source val accuracy {shown(result['source_val_accuracy'], 5)}, {result['seconds']:.0f} s\n{folder}"
-    )
+    print("", *in_words(result), f"next: {next_command(settings, folder, command)}", folder, sep="\n")
     return {**result, "folder": str(folder)}
 
 
@@ -415,7 +413,7 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
             run.step += 1
 
             stop = ranks.any(interrupt.raised, device, run.step)
-            meter.add(losses, lambda_p, lr)
+            meter.add(losses, lr)
             regular = run.step % val_period == 0 or run.step == run.total_steps
             if log and (regular or stop):
                 numbers = {"p": p, "lambda": lambda_p, "lr": lr, **meter.pause(lr)}
@@ -441,7 +439,7 @@ class Meter:
         self.totals: dict[str, Tensor] = {}
         self.since, self.mark = self.run.step, time.monotonic()
 
-    def add(self, losses: dict[str, Tensor], lambda_p: float, lr: float) -> None:
+    def add(self, losses: dict[str, Tensor], lr: float) -> None:
         """Count one step; UserError where a loss is not finite."""
         self.run.images_seen += self.images_a_step
         for name, value in losses.items():
@@ -449,7 +447,7 @@ class Meter:
         if losses["L_y"].device.type == "cpu" or self.run.step % ASK_GPU == 0:
             check_finite(self.run, self.totals, lr)
         if self.progress:
-            self.progress.update(1, partial(self.describe, losses, lambda_p))
+            self.progress.update(1, lambda: f"loss {total(losses).item():.3f}")
 
     def pause(self, lr: float) -> dict[str, float | None]:
         """End the time that counts as training; returns means of the losses and shares, None for those not there.
@@ -461,14 +459,6 @@ class Meter:
         check_finite(self.run, {**self.totals, "a weight": torch.stack(weights).sum()}, lr)
         steps = self.run.step - self.since
         return {name: self.totals[name].item() / steps if name in self.totals else None for name in LOGGED}
-
-    def describe(self, losses: dict[str, Tensor], lambda_p: float) -> str:
-        """Words of the progress bar."""
-        seconds = self.run.training_seconds + time.monotonic() - self.mark
-        domain = (
-            f", domain acc {losses['domain_accuracy'].item():.2f}, lambda {lambda_p:.2f}" if "L_d" in losses else ""
-        )
-        return f"loss {total(losses).item():.3f}{domain}, {self.run.images_seen / max(seconds, 1e-9):.0f} images/s"
 
     def say(self, text: str) -> None:
         if self.progress:
@@ -575,7 +565,6 @@ def finish(
     compared = against_source_only(run, data, settings, measured)
     priors = class_priors(run, data, metrics.get("target_priors"))
     warnings = doubts(lines, settings.values.parts, len(data.classes), measured, (run.distance_before, after), compared)
-    say(warnings, priors, run.args["views"] if "augmentation" in settings.values.parts else None)
     predicting = (*run.net.feature_extractor.parameters(), *run.net.label_classifier.parameters())
     result = {
         "target_val_accuracy": metrics["target_val_accuracy"],
@@ -608,6 +597,14 @@ def finish(
     return result
 
 
+def next_command(settings: Settings, folder: Path, command: str) -> str:
+    """What to type next: after `source` the same command with adaptation, else what shows the run."""
+    if settings.train_mode == "source" and settings.target_file:
+        same = re.sub(r" (--resume|--run_name[ =]('[^']*'|\S+))(?!\S)", "", command)
+        return re.sub(r"(--train_mode[ =])\S+", r"\1dann", same)
+    return f"python report.py {shlex.quote(str(folder))} --html run.html"
+
+
 def on_test(run: Run, data: Data, settings: Settings) -> Answers | None:
     """Answers on the target's test split with --eval_split test; its labels are read here, when all is chosen."""
     if settings.eval_split != "test" or settings.target_file is None:
@@ -619,15 +616,6 @@ def on_test(run: Run, data: Data, settings: Settings) -> Answers | None:
     except UserError as error:
         raise UserError(f"{str(error).rstrip('.')}; the training is done, and --resume finishes it.") from error
     return answers(run.predictor, test)
-
-
-def say(warnings: list[str], priors: dict[str, dict[str, Any]] | None, kind: str | None) -> None:
-    """Print the warnings, the class priors, and the kind of random views, as far as there are any."""
-    print(*(f"warning: {sentence}\n" for sentence in warnings), sep="", end="")
-    if priors:
-        print(priors_in_words(priors))
-    if kind:
-        print(f"random views: {kind}")
 
 
 def doubts(
@@ -699,17 +687,6 @@ def class_priors(run: Run, data: Data, estimated: list[float] | None) -> dict[st
         true = (data.target_val.labels.bincount(minlength=len(true)) / len(data.target_val)).tolist()
     columns = zip(data.classes, run.priors.source.tolist(), estimated, true, strict=True)
     return {name: {"source": s, "target_estimated": t, "target_val": val} for name, s, t, val in columns}
-
-
-def priors_in_words(priors: dict[str, dict[str, Any]], most: int = 5) -> str:
-    """The class priors in a line, of the classes that differ most."""
-    names = sorted(priors, key=lambda name: -abs(priors[name]["target_estimated"] - priors[name]["source"]))[:most]
-    each = [
-        f"{name} {priors[name]['source']:.3f} -> {priors[name]['target_estimated']:.3f}"
-        + (f" (val {priors[name]['target_val']:.3f})" if priors[name]["target_val"] is not None else "")
-        for name in names
-    ]
-    return f"class priors, source -> target as estimated, where they differ most: {', '.join(each)}"
 
 
 def draw_figures(folder: Path, log: RunLog, names: tuple[str | None, str], data: Data, measured: Measured) -> None:

@@ -361,7 +361,7 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
 
 
 class Progress:
-    """A tqdm bar with rate and time left on a terminal; elsewhere a plain line about every `every` seconds."""
+    """Done, rate, time left, a loss or accuracy: a tqdm bar on a terminal, else a line about every `every` seconds."""
 
     def __init__(self, total: int, label: str, unit: str, start: int = 0, every: float = 10.0) -> None:
         self.label, self.unit, self.total, self.every = label, unit, total, every
@@ -373,6 +373,8 @@ class Progress:
             initial=start,
             desc=label,
             unit=unit,
+            bar_format="{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {unit}, "
+            "{rate_noinv_fmt}, {remaining} left{postfix}",
             disable=not self.terminal,
             leave=False,
             dynamic_ncols=True,
@@ -380,7 +382,7 @@ class Progress:
         )
 
     def update(self, count: int, note: Callable[[], str] | None = None) -> None:
-        """Advance by `count`; `note` gives further words and is only called when they are shown."""
+        """Advance by `count`; `note` gives the loss or accuracy and is only called when it is shown."""
         self.done += count
         now = time.monotonic()
         if self.terminal:

@@ -122,6 +122,8 @@ def write_domain(folder: Path, counts: dict[str, int], seed: int = 0, labelled: 
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
     """A folder of this process, which is not root until the test ends: root may read and write whatever its mode."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("a system without users by number")
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others
         if os.geteuid():
             yield Path(folder)

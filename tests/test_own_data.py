@@ -31,6 +31,7 @@ import plots
 import train
 import tsne
 from dataset import read_domain, read_image
+from latent import embed
 from listing import class_names, encode_labels, image_names, list_split, of_known_classes
 from metrics import answer_scores, collapse
 from runs import resolve_checkpoint
@@ -698,7 +699,7 @@ def test_an_out_path_of_another_ending_is_refused(dann_run: Path, tmp_path: Path
 
 
 def test_features_that_are_all_alike_are_refused_and_do_not_crash() -> None:
-    refused(lambda: tsne.embed(np.ones((60, 8), dtype=np.float32), 0), "60")
+    refused(lambda: embed(np.ones((60, 8), dtype=np.float32), 0), "60")
 
 
 def test_sixty_five_classes_are_drawn_and_no_name_covers_a_point(tmp_path: Path) -> None:

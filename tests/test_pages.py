@@ -133,6 +133,17 @@ def test_help_opens_with_the_docstring_and_explains_every_flag_in_80_columns(
     ] == []
 
 
+@pytest.mark.parametrize("script", ["train.py", "inference.py", "tsne.py"])
+def test_help_begins_with_the_three_flags_that_one_needs_first(script: str) -> None:
+    parser = build_parser(script)
+    usage, *_ = parser.format_help().split("\n\n")
+    flags = re.findall(r"--\w+", usage)
+    first = next(group for group in parser._action_groups if group.title == "needed first")
+    assert flags == [action.option_strings[-1] for action in first._group_actions]
+    assert len(flags) == 3
+    assert {action.option_strings[-1] for action in parser._actions if action.required} <= set(flags)
+
+
 # Slow: the commands run
 
 

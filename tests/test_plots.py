@@ -1,5 +1,6 @@
 """Figures show the numbers they are given, whole or not at all."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -49,7 +50,28 @@ def test_the_curves_are_a_panel_a_quantity_with_a_line_a_run(tmp_path: Path, fig
     axes = next(axes for title, axes in panels.items() if "L_y" in title)
     lines = [(line.get_label(), line.get_xydata().tolist()) for line in axes.lines]  # type: ignore[union-attr]
     assert lines == [("one", [[1, 1], [2, 0.5], [4, 0.25]]), ("other", [[3, 0.5]])]
-    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["one", "other"]
+    colours = {line.get_label(): line.get_color() for line in axes.lines}
+    named = {text.get_text(): (text.get_color(), text.get_position()[0]) for text in axes.texts}
+    assert {name: colour for name, (colour, _) in named.items()} == colours
+    assert min(x for _, x in named.values()) > 1  # beside the curves, not over them
+    assert figures[0].legends == []
+
+
+def test_a_run_has_one_colour_in_every_panel_and_names_at_one_height_do_not_overlap(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    line = {"step": 4, "L_y": 0.5, "lambda": 0.1}
+    names = [f"dann_svhn_tuned_seed{k}" for k in range(12)]
+    plots.draw_curves({name: [line] for name in names}, tmp_path / "x.png")
+    figure = figures[0]
+    colours = [[(line.get_color(), line.get_linestyle()) for line in axes.lines] for axes in figure.axes if axes.lines]
+    assert colours[0] == colours[1]
+    assert len(set(colours[0])) == 12
+    texts = sorted(figure.axes[0].texts, key=lambda text: text.get_position()[1])
+    points = figure.axes[0].get_position().height * figure.get_figheight() * 72  # of the panel's height
+    heights = [text.get_position()[1] * points for text in texts]
+    assert all(above - below > float(texts[0].get_fontsize()) for below, above in itertools.pairwise(heights))
+    assert {text.get_text() for text in figure.axes[0].texts} == {f"seed{k}" for k in range(12)}
 
 
 def test_the_confusion_and_the_mistakes_are_those_of_the_predictions(tmp_path: Path, figures: list[Figure]) -> None:

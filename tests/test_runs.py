@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -366,6 +365,7 @@ def test_a_run_folder_stands_for_the_checkpoint_that_its_result_selected(tmp_pat
 @contextlib.contextmanager
 def no_file_above(size: int) -> Iterator[None]:
     """A limit in bytes for every file that this process writes: what a full disk is like, without a disk to fill."""
+    resource = pytest.importorskip("resource")  # Windows has none
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

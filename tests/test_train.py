@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -327,7 +328,7 @@ ON_TEST = ("--eval_split", "test")
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_accuracy_on_test_is_that_of_the_checkpoint_and_stands_in_the_last_line_and_not_in_the_log(
+def test_accuracy_on_test_is_that_of_the_checkpoint_and_is_printed_and_not_in_the_log(
     mode: str, tested_data: Path, tmp_path: Path
 ) -> None:
     arguments = ["--data_root", tested_data, "--train_mode", mode, "--target_file", "usps", "--save_dir", tmp_path]
@@ -343,7 +344,7 @@ def test_accuracy_on_test_is_that_of_the_checkpoint_and_stands_in_the_last_line_
         share = (answered[rows.image_name].to_numpy() == rows.label).mean()
         assert result[f"target_{split}_accuracy"] == pytest.approx(share)
         assert result["images"][f"target_{split}"] == count
-    assert f"target test accuracy {result['target_test_accuracy']:.5f}" in out.splitlines()[-2]
+    assert f"{result['target_test_accuracy']:.4f} ± " in out
     assert not any("test" in name for line in read_metrics(folder / "metrics.jsonl") for name in line)
 
 
@@ -794,6 +795,30 @@ def test_ctrl_c_leaves_a_usable_checkpoint_and_says_how_to_continue(small_data: 
     *_, said, again, folder = out.strip().splitlines()
     assert again.endswith("--resume")
     assert f" {load_checkpoint(Path(folder) / 'last.pt')['step']} of 100000" in said
+
+
+# The end
+
+
+@pytest.mark.parametrize("target", ["usps", "photos"])
+def test_a_source_run_ends_with_its_accuracy_or_why_there_is_none_its_warnings_and_the_command_that_adapts(
+    target: str, small_data: Path, tmp_path: Path, no_figures: None
+) -> None:
+    (tmp_path / "data").mkdir()
+    for name, place in (("mnistm", "mnistm"), ("usps", "usps"), ("photos", "usps/data")):
+        (tmp_path / "data" / name).symlink_to(small_data / place)
+    words = ["--data_root", tmp_path / "data", "--train_mode=source", "--target_file", target, "--save_dir", tmp_path]
+    code, out, _ = ended(train, *words, *QUICK, "--run_name", "a run")
+    _, _, said = out.rpartition("\n\n")
+    *lines, following, folder = said.splitlines()
+    assert (code, folder, len(lines) >= 4) == (0, str(tmp_path / "a run"), True)
+    result = json.loads((Path(folder) / "result.json").read_text())
+    accuracy = result["target_val_accuracy"]
+    assert (f"{accuracy:.4f}" if target == "usps" else "no labels") in lines[1]
+    assert f"{result['proxy_a_distance']['trained']:.2f} after" in lines[2]
+    assert all(f"warning: {sentence}" in lines for sentence in result["warnings"])
+    again = train.build_parser().parse_args(shlex.split(following)[3:])
+    assert (again.train_mode, again.run_name, again.data_root) == ("dann", None, tmp_path / "data")
 
 
 # Selection

@@ -41,6 +41,8 @@ LIBRARIES = {
     "metrics",
     "runs",
     "plots",
+    "latent",
+    "page",
     "utils",
 }
 CPU = torch.device("cpu")
