@@ -31,7 +31,7 @@ from plots import (
     most_confident_mistakes,
     shorter,
 )
-from runs import build_network, in_words, load_checkpoint, read_metrics, resolve_checkpoint
+from runs import build_network, check_kinds, in_words, load_checkpoint, read_metrics, resolve_checkpoint
 from utils import Progress, UserError, atomic_path
 
 FRAME = Path(__file__).with_name("page.html")
@@ -71,11 +71,15 @@ class Seen:
 
 def look(name: str, folder: Path, result: dict[str, Any]) -> Seen:
     """Read the validation images of a finished run again, and pass them through each of its checkpoints."""
-    seen = Seen(name, folder, result)
+    file = folder / "result.json"
+    check_kinds(file, result, images=dict, warnings=list, steps=int, seed=int, device=str, select=str, command=str)
+    check_kinds(f"{file} images", result["images"], labelled_train=int)
+    check_kinds(f"{file} args", result["args"], data_root=str, source_file=str, recipe=str, arch=str, without=list)
     selected = resolve_checkpoint(folder)
     others = [file for file in sorted(folder.glob("step*.pt")) + [folder / "last.pt"] if file.is_file()]
     checkpoints = {state["step"]: (file, state) for file in [*others, selected] for state in [load_checkpoint(file)]}
-    result.setdefault("selected_step", max(checkpoints))
+    step = next(step for step, (file, _) in checkpoints.items() if file == selected)
+    seen = Seen(name, folder, {**result, "selected_step": step})
     domains = [result["args"][key] for key in ("source_file", "target_file") if result["args"][key]]
     images: list[Any] = []
     progress = Progress(len(checkpoints), f"look at {name}", "checkpoints")

@@ -207,7 +207,9 @@ def accuracy_in_words(result: dict[str, Any]) -> str:
     if args["target_file"] is None:
         found.append("none on a target, as --target_file named none")
     elif result["target_val_accuracy"] is None and result["target_test_accuracy"] is None:
-        found.append(f"none on {args['target_file']}, whose val has no labels (label fifty images to get one)")
+        found.append(
+            f"none on {args['target_file']}, which has no labels to measure by (label fifty images for its val)"
+        )
     for domain, split in (("target", "test"), ("target", "val"), ("source", "val")):
         accuracy, count = result[f"{domain}_{split}_accuracy"], images.get(f"{domain}_{split}")
         if accuracy is not None:

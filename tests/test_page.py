@@ -95,6 +95,18 @@ def test_a_page_without_plotly_or_with_no_pages_name_is_refused_and_nothing_is_w
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_result_without_a_value_that_the_page_states_is_refused_by_file_and_key(
+    kept_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(kept_run, tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    for key in ("warnings", "images", "device"):
+        (run / "result.json").write_text(json.dumps({k: value for k, value in result.items() if k != key}))
+        code, _, error = ended(report, run, "--html", tmp_path / "run.html")
+        assert (code, str(run / "result.json") in error, key in error) == (2, True, True)
+    assert not (tmp_path / "run.html").exists()
+
+
 @pytest.fixture(scope="module")
 def large_page(dann_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of 1,000 + 1,000 images of noise, the worst to compress, and of names that are code."""
