@@ -137,7 +137,7 @@ class DANN(nn.Module):
         body: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if norm not in NORMS:
+        if norm not in tuple(NORMS):  # of a damaged checkpoint it may be anything
             raise ValueError(f"norm {norm!r} is not one of {', '.join(NORMS)}")
         if arch not in ARCHITECTURES and not known(arch):
             raise ValueError(f"arch {arch!r} is neither {' nor '.join(ARCHITECTURES)}, and no backbone of that name")
