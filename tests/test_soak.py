@@ -31,6 +31,7 @@ from threadpoolctl import threadpool_limits
 
 import export
 import inference
+import plots
 import prepare_data
 import report
 import train
@@ -255,7 +256,7 @@ READABLE += ["/dev/null"]
 WRITTEN = ["out", "out/x.csv", "out/x.pt2", "out/deep/er.png", "out/x.png", "out/none/x.md", "in/bad.pt/x.pt2"]
 SOUND = {"--checkpoint": "in/run", "--test_loc": "in/images", "--data_root": "in", "--labels": "in/labels.csv"}
 SOUND |= {"--source_file": "mnistm", "--target_file": "usps", "--size": "16", "--limit": "10"}
-WRITING = {"--out_path", "--save_dir"}
+WRITING = {"--out_path", "--save_dir", "--cache", "--html"}
 READING = {"--checkpoint", "--test_loc", "--labels", "--data_root"}
 LEARNING = ("train", "tsne")
 
@@ -301,7 +302,7 @@ def workshop(dann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     Image.new("L", (28, 28), 9).save(kept / "images" / "x.png")
     (kept / "labels.csv").write_text("image_name,label\nx.png,3\n")
     (kept / "bad.pt").write_bytes(b"x")
-    for module, name in itertools.product((train, tsne), ("curves", "confusion", "mistakes", "by_class", "by_domain")):
+    for module, name in itertools.product((plots, tsne), ("curves", "confusion", "mistakes", "by_class", "by_domain")):
         monkeypatch.setattr(module, f"draw_{name}", lambda *given: given[-1].write_text("x"), raising=False)
     monkeypatch.setattr(export, "FORMATS", {".pt2": lambda path, *_: path.write_text("x") * 0.0})
     monkeypatch.chdir(tmp_path)
