@@ -1,5 +1,6 @@
 """Demo data once a session, short runs on it, and helpers that several test files use."""
 
+import codecs
 import contextlib
 import io
 import os
@@ -128,6 +129,7 @@ def unprivileged() -> Iterator[Path]:
         if os.geteuid():
             yield Path(folder)
             return
+        codecs.lookup("utf-8-sig")  # Python's own files may be root's alone, and some are read where they are needed
         os.chown(folder, 65534, 65534)
         os.seteuid(65534)
         try:
