@@ -152,17 +152,17 @@ class Cache:
 NO_CACHE = Cache(None)
 
 
-def file_name(origin: Path, kind: str, paths: Iterable[Path], size: int, decoder: Path) -> str | None:
+def file_name(origin: Path, kind: str, paths: Iterable[Path], size: int, decoder: bytes) -> str | None:
     """Name of the file for images of a split: a part for the split and size, and one for what the images are.
 
-    origin, kind: the CSV or folder that lists them, and how it was read. decoder: the module that decodes, as another
+    origin, kind: the CSV or folder that lists them, and how it was read. decoder: the code that decodes, as another
     version may give other pixels. The time of the last change of any kind tells a file that was given its old time
     again. None where an image cannot be looked up.
     """
     home, start = os.path.realpath(origin), str(origin.parent)
     words = re.sub(r"[^\w-]+", "-", f"{origin.parent.name}-{origin.stem}")[-40:]
     split = hashlib.sha256(os.fsencode(f"{home}\0{kind}")).hexdigest()[:8]
-    images = hashlib.sha256(os.fsencode(f"{home}\0{PIL.__version__}\0") + decoder.read_bytes())
+    images = hashlib.sha256(os.fsencode(f"{home}\0{PIL.__version__}\0") + decoder)
     try:
         for path in paths:
             found, name = os.stat(path), str(path).removeprefix(start)

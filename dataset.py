@@ -28,6 +28,7 @@ MAX_PIXELS = 200_000_000  # a larger image is taken for a decompression bomb
 LARGE_PIXELS = 4_000_000  # images above it are decoded one at a time: a few threads with one each would fill the memory
 one_large_image = threading.Lock()
 CHUNK = 64  # images that a thread decodes at a time
+DECODER = Path(__file__).read_bytes()  # this code: another version of it may give other pixels
 WHOLE = 512 << 20  # bytes of images up to which a domain is held in memory and, whole, on the device
 
 
@@ -242,7 +243,7 @@ def read_domain(
     shape = (len(listing.paths), size, size, 3)
     kind = "labelled folders" if listing.rows is None and listing.labels else ""  # which go in an order of their own
     kind += repr(wanted) if wanted else ""
-    name = file_name(listing.origin, kind, listing.paths, size, Path(__file__)) if cache.folder else None
+    name = file_name(listing.origin, kind, listing.paths, size, DECODER) if cache.folder else None
     found = cache.find(name, shape, WHOLE) if name else None
     if found is None:  # absent images are told before an hour is spent on reading the others
         absent = {i: "no such file" for i, path in enumerate(listing.paths) if not os.path.lexists(path)}
