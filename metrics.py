@@ -194,13 +194,16 @@ def batch_nuclear_norm(p: Tensor) -> float:
 def class_ami(p: Tensor, features: Tensor) -> float:
     """How far the answers p [N, K] are the clusters of the features [N, F]: adjusted mutual information, 1 at best.
 
-    Clusters: k-means of the features at unit length, K of them. Source: Musgrave et al., arXiv 2208.07360.
+    Clusters: k-means of the features at unit length, K of them. 0 for one answer alone, which tells nothing apart, and
+    for no more images than classes. Source: Musgrave et al., arXiv 2208.07360.
     """
+    if len(p) <= p.shape[1] or len(p.argmax(1).unique()) < 2:
+        return 0.0
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.metrics import adjusted_mutual_info_score
 
-    clusters = KMeans(min(p.shape), n_init=3, random_state=0)
+    clusters = KMeans(p.shape[1], n_init=3, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct features than clusters
         found = clusters.fit_predict(F.normalize(features.double(), dim=1).numpy())

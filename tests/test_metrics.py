@@ -143,7 +143,8 @@ def test_the_class_ami_is_one_where_answers_are_the_clusters_and_zero_where_they
     )
     p = torch.eye(3).repeat_interleave(10, 0)
     assert class_ami(p.roll(1, 1), features) == pytest.approx(1.0)  # by any names
-    assert class_ami(torch.eye(3)[[1] * 30], features) == pytest.approx(0.0)
+    assert class_ami(torch.eye(3)[[1] * 30], features) == 0.0
+    assert class_ami(torch.eye(3)[[1] * 30], torch.zeros(30, 3)) == 0.0  # all has collapsed
     assert abs(class_ami(torch.eye(3).repeat(10, 1), features)) < 0.1  # answers across the clusters
 
 
