@@ -219,7 +219,7 @@ class DANN(nn.Module):
 def _with_backbone(
     num_classes: int, norm: Norm, arch: str, size: int, body: nn.Module | None, frozen: bool
 ) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
-    """A pretrained network without its head and a bottleneck, F = 256; G_d as in CDAN, arXiv 1705.10667, and tllib."""
+    """A pretrained network without its head and a bottleneck, F = 256; G_d as in CDAN, arXiv 1705.10667."""
     body = body or backbone(arch)
     channels = width(body, arch, size)
     if frozen:
@@ -229,9 +229,8 @@ def _with_backbone(
     bottleneck = nn.Sequential(nn.Linear(channels, BOTTLENECK), norm(nn.BatchNorm1d(BOTTLENECK)), nn.ReLU())
     feature_extractor = nn.Sequential(OrderedDict(backbone=body, bottleneck=bottleneck))  # [B, C], then [B, 256]
     label_classifier = nn.Sequential(nn.Linear(BOTTLENECK, num_classes))
-    domain_classifier = nn.Sequential(
-        nn.Linear(BOTTLENECK, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 2)
-    )
+    hidden = (nn.Linear(BOTTLENECK, 1024), nn.ReLU(), nn.Dropout(), nn.Linear(1024, 1024), nn.ReLU(), nn.Dropout())
+    domain_classifier = nn.Sequential(*hidden, nn.Linear(1024, 2))
     return feature_extractor, label_classifier, domain_classifier
 
 

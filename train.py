@@ -341,7 +341,7 @@ def build_optimizer(net: DANN, mode: str, recipe: Recipe) -> torch.optim.Optimiz
 
 
 def compute_features(run: Run, data: Data, shown: bool) -> None:
-    """Give every domain the features of the frozen backbone: each image passes it once, in the run's precision."""
+    """Give every domain the features of the frozen backbone: each passes it once, in float32 as in prediction."""
     net, sample, whole = run.net.eval(), data.target_sample, data.unlabelled
     todo = [data.labelled, whole, data.labelled_t, data.source_val, data.target_val]
     rows = some_rows(len(whole), SAMPLE_IMAGES) if whole else []
@@ -353,8 +353,8 @@ def compute_features(run: Run, data: Data, shown: bool) -> None:
         size = eval_batch(net, domain.images)
         for start in range(0, len(domain), size):
             batch = domain.images[start : start + size]
-            with torch.no_grad(), autocast(run):
-                parts.append(net.backbone_features(as_input(batch.to(net.device))).float().cpu())  # [B, C]
+            with torch.no_grad():
+                parts.append(net.backbone_features(as_input(batch.to(net.device))).cpu())  # [B, C]
             if progress:
                 progress.update(len(batch))
         domain.features = torch.cat(parts)
@@ -364,17 +364,13 @@ def compute_features(run: Run, data: Data, shown: bool) -> None:
         progress.close()
 
 
-def autocast(run: Run) -> torch.autocast:
-    """The forward pass in the precision of the run's training step."""
-    return torch.autocast(run.net.device.type, run.precision, enabled=run.precision != torch.float32)
-
-
 # Loop
 
 
 def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | None) -> "Measured | None":
     """Train to the last step or, after Ctrl-C, to the end of this one; with a log validate, and return the last."""
     recipe, seed, device, net = settings.values, settings.seed, run.net.device, run.net
+    autocast = partial(torch.autocast, device.type, run.precision, enabled=run.precision != torch.float32)
     batches = partial(Batches, batch_size=recipe.batch_size, seed=seed, device=device, ranks=ranks)
     batch_s = batches(data.labelled, stream=SOURCE, balance=settings.balance)
     batch_t = batches(half_t, stream=TARGET) if (half_t := data.unlabelled or data.labelled_t) else None
@@ -390,14 +386,14 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
             seed_step(seed, run.step * ranks.world + ranks.rank)
             x_s, y_s = batch_s.take(run.priors.draw(share)) if run.priors else batch_s(run.step)
             x_t, y_t = batch_t(run.step) if batch_t else (None, None)
-            with autocast(run):
+            with autocast():
                 pseudo = run.teacher.label(x_t) if run.teacher and x_t is not None else None
             ratio = run.priors.ratio if run.priors else None
             if "augmentation" in recipe.parts:  # in float32: bfloat16 would round the sampling grid
                 paste = kind == "digits" and "distractors" in recipe.parts
                 x_s = views(x_s, kind, paste, settings.mirror)
                 x_t = views(x_t, kind, False, settings.mirror) if x_t is not None else None
-            with autocast(run):
+            with autocast():
                 losses, z_t = objective(x_s, y_s, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end), ratio, y_t)
 
             for group in run.optimizer.param_groups:
