@@ -32,7 +32,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cache import facts_of
+from cache import one_colour
 from dataset import read_images, tell_one_colour
 from listing import encode_labels, image_homes, image_names, list_csv, read_text, slashed
 from metrics import entropy, predict
@@ -279,7 +279,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     progress = Progress(len(names), "predict", "images")
     for chunk_rows, pixels, unreadable in read_chunks(home, names, elsewhere, net, args.num_workers):
         if chunk_rows:
-            tell_one_colour(facts_of(pixels.numpy())["plain"], [names[row] for row in chunk_rows], str(args.test_loc))
+            tell_one_colour(one_colour(pixels.numpy()), [names[row] for row in chunk_rows], str(args.test_loc))
             parts.append(predict(net, pixels, args.batch_size, precision=precision)[1])  # [n, K]
         rows += chunk_rows
         left_out.update({names[row]: why for row, why in unreadable.items()})

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from torch import Tensor
 
 from dataset import Domain, read_domain
@@ -88,6 +86,9 @@ def embed(features: np.ndarray, seed: int, start: np.ndarray | None = None) -> n
     start: coordinates [N, 2] of the same images to begin with, so that two pictures of them can be compared; by default
     the first two components. Raises UserError where all features are alike.
     """
+    from sklearn.decomposition import PCA  # here, as --help and a table of runs need not wait for it
+    from sklearn.manifold import TSNE
+
     if not np.isfinite(features).all() or np.ptp(features, axis=0).max() < 1e-6:
         raise UserError(
             f"the features of all {len(features)} images are the same, so there is nothing to draw: the network has "

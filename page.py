@@ -77,7 +77,10 @@ def look(name: str, folder: Path, result: dict[str, Any]) -> Seen:
     check_kinds(f"{file} args", result["args"], data_root=str, source_file=str, recipe=str, arch=str, without=list)
     selected = resolve_checkpoint(folder)
     others = [file for file in sorted(folder.glob("step*.pt")) + [folder / "last.pt"] if file.is_file()]
-    checkpoints = {state["step"]: (file, state) for file in [*others, selected] for state in [load_checkpoint(file)]}
+    checkpoints = {}
+    for file in [*others, selected]:
+        state = {**load_checkpoint(file), "resume": None}  # twice the size of the network, and of no use here
+        checkpoints[state["step"]] = file, state
     step = next(step for step, (file, _) in checkpoints.items() if file == selected)
     seen = Seen(name, folder, {**result, "selected_step": step})
     domains = [result["args"][key] for key in ("source_file", "target_file") if result["args"][key]]

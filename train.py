@@ -121,9 +121,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             result = read_json(folder / "result.json")
             print(f"{folder} is finished, nothing to do.\n{folder}")
             return {**result, "folder": str(folder)}
-        if settings.resume and ranks.main and not (folder / "last.pt").exists():
-            note(f"--resume: {folder} has no checkpoint yet; the run starts anew.")
         again = settings.resume and (folder / "last.pt").exists()
+        if settings.resume and ranks.main and not again:
+            note(f"--resume: {folder} has no checkpoint yet; the run starts anew.")
         body = None if again else pretrained(settings)  # what is wrong with it is said before the images are read
         data = load_data(settings)
         run = start_run(settings, folder, data, device, ranks, body)
@@ -159,6 +159,12 @@ class Data:
     target_val: Domain | None
     target_sample: Domain | None
     labelled_t: Domain | None = None
+    sample_is_train: bool = False  # whether target_sample is of `unlabelled`
+
+    @property
+    def on_target(self) -> Domain | None:
+        """The images of the target on which what needs no label is measured."""
+        return self.target_val or self.target_sample
 
     def sizes(self) -> dict[str, int | None]:
         """Images by what they are for, None for what was not read."""
@@ -234,23 +240,24 @@ def load_data(settings: Settings) -> Data:
         labelled_t = in_full(to_train_on(settings, target), classes, label=f"read {target} train")
     source_val = read(source, "val", classes) if reads_source else None
     target_val = read(target, "val", classes) if target else None
-    sample = None
+    sample, of_train = None, False
     if target and target_val is None and mode != "target":
         sample = read(target, "val", None, SAMPLE_IMAGES)
         if sample is None:
+            of_train = unlabelled is not None
             sample = unlabelled.some(SAMPLE_IMAGES) if unlabelled else read(target, "train", None, SAMPLE_IMAGES)
     cache.tell()
-    refuse_selection(settings, source_val, target_val, target_val or sample)
-    return Data(classes, labelled, unlabelled, source_val, target_val, sample, labelled_t)
+    data = Data(classes, labelled, unlabelled, source_val, target_val, sample, labelled_t, of_train)
+    refuse_selection(settings, data)
+    return data
 
 
-def refuse_selection(
-    settings: Settings, source_val: Domain | None, target_val: Domain | None, images_t: Domain | None
-) -> None:
-    """UserError where what --select goes by cannot be measured. images_t: of the target, where scores are measured."""
-    select = settings.select
-    weighed = source_val if source_val and images_t and min(len(source_val), len(images_t)) >= MINIMUM else None
-    needed = {"source_val": source_val, "target_val": target_val, **dict.fromkeys(VALIDATORS, images_t), "iw": weighed}
+def refuse_selection(settings: Settings, data: Data) -> None:
+    """UserError where what --select goes by cannot be measured."""
+    select, source_val, on_target = settings.select, data.source_val, data.on_target
+    weighed = source_val if source_val and on_target and min(len(source_val), len(on_target)) >= MINIMUM else None
+    needed = {"source_val": source_val, "target_val": data.target_val, **dict.fromkeys(VALIDATORS, on_target)}
+    needed["iw"] = weighed
     if needed.get(select, True) is None:
         domain = settings.source_file if select in ("source_val", "iw") else settings.target_file
         where = settings.data_root / domain / "val.csv" if domain else "val.csv of a --target_file"
@@ -342,11 +349,9 @@ def build_optimizer(net: DANN, mode: str, recipe: Recipe) -> torch.optim.Optimiz
 
 def compute_features(run: Run, data: Data, shown: bool) -> None:
     """Give every domain the features of the frozen backbone: each passes it once, in float32 as in prediction."""
-    net, sample, whole = run.net.eval(), data.target_sample, data.unlabelled
-    todo = [data.labelled, whole, data.labelled_t, data.source_val, data.target_val]
-    rows = some_rows(len(whole), SAMPLE_IMAGES) if whole else []
-    of_whole = sample is not None and whole is not None and sample.names == [whole.names[i] for i in rows]
-    domains = [domain for domain in (todo if of_whole else [*todo, sample]) if domain]
+    net, sample = run.net.eval(), None if data.sample_is_train else data.target_sample
+    todo = [data.labelled, data.unlabelled, data.labelled_t, data.source_val, data.target_val, sample]
+    domains = [domain for domain in todo if domain]
     progress = Progress(sum(map(len, domains)), "features", "images") if shown else None
     for domain in domains:
         parts = []
@@ -358,8 +363,8 @@ def compute_features(run: Run, data: Data, shown: bool) -> None:
             if progress:
                 progress.update(len(batch))
         domain.features = torch.cat(parts)
-    if of_whole and sample and whole:
-        sample.features = whole.features[rows] if whole.features is not None else None
+    if data.sample_is_train and data.unlabelled:
+        data.target_sample = data.unlabelled.some(SAMPLE_IMAGES)
     if progress:
         progress.close()
 
@@ -511,10 +516,10 @@ def validate(
         run.teacher.measure_source(batch_s(step)[0] for step in range(max(0, run.step - SOURCE_BATCHES), run.step))
     if run.untrained:
         f_s = Features(run.untrained, data.source_val, SOURCE)
-        f_t = Features(run.untrained, data.target_val or data.target_sample)
+        f_t = Features(run.untrained, data.on_target)
         run.distance_before, run.untrained = domain_distance(f_s, f_t), None
     measured = measure(run, data, in_full)
-    target, images = measured.target, data.target_val or data.target_sample
+    target, images = measured.target, data.on_target
     scores = validation_scores(run.predictor, images.inputs, target, measured.source_val) if target and images else {}
     return measured, {
         "step": run.step,
@@ -664,7 +669,7 @@ def against_source_only(
         train(short, replace(data, unlabelled=None), replace(settings, train_mode="source", values=recipe), ALONE, None)
     except UserError:  # a loss that is not finite: the run itself is done
         return None
-    found = answers(net, data.target_val or data.target_sample)
+    found = answers(net, data.on_target)
     if short.step < short.total_steps or found is None or not found.probabilities.isfinite().all():
         return None
     return {

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from latent import Side, embed, look_at, read_validation, statistics
-from metrics import MINIMUM, proxy_a_distance
+from metrics import domain_distance
 from plots import draw_by_class, draw_by_domain
 from runs import build_network, load_checkpoint, resolve_checkpoint
 from utils import DEVICES, SEED, Parser, UserError, atomic_path, bounded, choose_device, run_script, shown, user_path
@@ -83,8 +83,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         look_at(name, read_validation(args.data_root, name, classes, net), net, domain, args.limit, args.seed)
         for name, domain in zip(names, statistics(net, stated), strict=True)
     ]
-    enough = min(len(side.data) for side in sides) >= MINIMUM
-    distance = proxy_a_distance(sides[0].features, sides[1].features) if enough else None
+    distance = domain_distance(sides[0].features, sides[1].features)
     points = embed(torch.cat([side.features[side.rows] for side in sides]).numpy(), args.seed)
     domains = np.repeat([0, 1], [len(side.rows) for side in sides])
     labels = np.concatenate([side.drawn_labels() for side in sides])

@@ -20,10 +20,11 @@ import plots
 import train
 import tsne
 from backbones import Preprocessing, backbone, preprocessing_of, width
-from dataset import Batches, Domain, read_image
+from config import read_settings
+from dataset import Batches, Domain, as_input, read_image
 from model import DANN, SOURCE, TARGET, DomainBatchNorm
 from runs import build_network, load_checkpoint
-from utils import UserError
+from utils import Ranks, UserError
 
 CPU = torch.device("cpu")
 ARCH = "mobilenet_v3_small"
@@ -307,6 +308,26 @@ def test_the_features_of_a_frozen_backbone_are_what_prediction_computes(frozen_r
     with torch.no_grad():
         for domain in (SOURCE, TARGET):
             torch.testing.assert_close(net(net.backbone_features(x), domain), net(x, domain))
+
+
+@pytest.mark.parametrize("splits", [("train", "val"), ("train",)], ids=["a val of the same names", "no val"])
+def test_the_features_of_the_images_that_the_target_is_measured_on_are_their_own(
+    splits: tuple[str, ...], photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mnistm").symlink_to(photos / "mnistm")
+    for k, split in enumerate(splits):
+        (tmp_path / "usps" / split).mkdir(parents=True)
+        for i in range(12):
+            Image.new("RGB", (40, 40), (20 * i, 90 * k, 0)).save(tmp_path / "usps" / split / f"{i}.png")
+    words = ["--data_root", str(tmp_path), "--train_mode", "dann", "--target_file", "usps", *FROZEN]
+    asked = read_settings(train.build_parser().parse_args(words))
+    data = train.load_data(asked)
+    net = train.start_run(asked, tmp_path, data, CPU, Ranks(rank=1)).net
+    sample = data.on_target
+    assert sample is not None
+    assert sample.features is not None
+    with torch.no_grad():
+        torch.testing.assert_close(sample.features, net.backbone_features(as_input(sample.images[:])))
 
 
 @pytest.mark.parametrize("words", [TINY, FROZEN], ids=["whole", "frozen"])
