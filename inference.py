@@ -13,9 +13,6 @@ Computes in float32; --precision bf16 is faster on some hardware and may change
 the label of an image that lies between two classes.
 """
 
-import threads  # noqa: F401
-
-# isort: split
 import argparse
 import math
 import os

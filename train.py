@@ -12,9 +12,6 @@ Writes a run folder: args.json, metrics.jsonl, last.pt, the figures curves.png,
 confusion.png and mistakes.png and, when all is done, result.json.
 """
 
-import threads  # noqa: F401
-
-# isort: split
 import argparse
 import contextlib
 import copy

@@ -8,9 +8,6 @@ label, prediction, x, y). Domains and classes come from the checkpoint. About 20
 seconds for the default 1,000 images a domain on 2 cores.
 """
 
-import threads  # noqa: F401
-
-# isort: split
 import argparse
 from pathlib import Path
 from typing import Any

@@ -4,9 +4,9 @@
 
 Writes results/benchmark-<device>.json. Nothing else should run meanwhile. About
 15 minutes on 2 cores, 6 of them for the time to accuracy; --parts runs some of
-it: training, prediction, start, growth, together, accuracy. Parts that are not
-run keep what the file says of them. What is compared alternates within one run;
-every number is a median over --repeats.
+it: training, prediction, start, growth, accuracy. Parts that are not run keep
+what the file says of them. What is compared alternates within one run; every
+number is a median over --repeats.
 """
 
 import argparse
@@ -27,9 +27,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as this script may be run from anywhere
 
-import threads
-
-# isort: split
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -400,21 +397,6 @@ def measure_start(args: argparse.Namespace, device: torch.device) -> dict[str, A
     return {**first, "second_launch": second, "images": images, "raw_train_megabytes": round(raw / 1e6)}
 
 
-def measure_growth(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Images a second of the training loop as both domains grow; random pixels, speed does not care."""
-    print("growth", flush=True)
-    rates = {str(n): partial(loop_rate, random_data(n), "small", 2 * args.steps, device) for n in COUNTS}
-    middle = medians(alternate(rates, args.repeats))
-    smallest, *_, largest = middle.values()
-    return {"images_per_second": middle, "largest_over_smallest": round(largest / smallest, 3)}
-
-
-# Runs side by side
-
-SPINS = {"torch": "300000", "ours": threads.SPIN_COUNT}  # as OpenMP has it by default on Linux, and as train.py does
-ALONE = "import sys; from lab import benchmark; print(benchmark.rate_of_random(int(sys.argv[1]), sys.argv[2]))"
-
-
 def random_data(count: int) -> Data:
     """Two domains of random pixels; speed does not care."""
     generator = torch.Generator().manual_seed(0)
@@ -423,32 +405,13 @@ def random_data(count: int) -> Data:
     return Data([str(k) for k in range(10)], Domain(pixels, labels, []), Domain(pixels, None, []), None, None, None)
 
 
-def rate_of_random(steps: int, device: str) -> float:
-    """Images a second of the training loop, on random pixels."""
-    return loop_rate(random_data(2000), "small", steps, torch.device(device))
-
-
-def rate_together(runs: int, spin: str, steps: int, device: torch.device) -> float:
-    """Images a second of so many trainings at once, summed."""
-    command = [sys.executable, "-c", ALONE, str(steps), device.type]
-    environment = {**os.environ, "GOMP_SPINCOUNT": spin}
-    started = [
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(runs)
-    ]
-    return sum(float(run.communicate()[0]) for run in started)
-
-
-def measure_together(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """One training and two at once, with threads that wait as torch has it and as we do."""
-    print("side by side", flush=True)
-    kinds = {f"{runs}_{name}": (runs, spin) for runs in (1, 2) for name, spin in SPINS.items()}
-    measures = {kind: partial(rate_together, runs, spin, args.steps, device) for kind, (runs, spin) in kinds.items()}
-    middle = medians(alternate(measures, args.repeats))
-    return {
-        "images_per_second": middle,
-        "two_over_one": round(middle["2_ours"] / middle["1_ours"], 3),
-        "one_over_torch": round(middle["1_ours"] / middle["1_torch"], 3),
-    }
+def measure_growth(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Images a second of the training loop as both domains grow; random pixels, speed does not care."""
+    print("growth", flush=True)
+    rates = {str(n): partial(loop_rate, random_data(n), "small", 2 * args.steps, device) for n in COUNTS}
+    middle = medians(alternate(rates, args.repeats))
+    smallest, *_, largest = middle.values()
+    return {"images_per_second": middle, "largest_over_smallest": round(largest / smallest, 3)}
 
 
 # Time to accuracy
@@ -501,7 +464,6 @@ MEASURES = {
     "prediction": measure_prediction,
     "start": measure_start,
     "growth": measure_growth,
-    "together": measure_together,
     "accuracy": measure_accuracy,
 }
 

@@ -540,14 +540,13 @@ def test_a_benchmark_ends_in_a_json_from_which_the_tables_are_made(
     flags = ["--data_root", str(demo_data), "--out", str(tmp_path), "--device", "cpu", "--seeds", "0"]
     flags += ["--repeats", "1", "--steps", "2", "--images", "40", "--parts"]
     kept = benchmark.main([*flags, "training"])["training"]
-    found = benchmark.main([*flags, "prediction", "start", "growth", "together", "accuracy"])
+    found = benchmark.main([*flags, "prediction", "start", "growth", "accuracy"])
     assert found["training"] == kept  # parts that are not run keep what the file says of them
     assert found == json.loads((tmp_path / "benchmark-cpu.json").read_text())
     assert found["prediction"]["small"]["images"] == 40
     assert found["start"]["images"].keys() >= {"labelled_train", "unlabelled_train", "source_val", "target_val"}
     assert found["start"]["launch_to_first_step_seconds"] > found["start"]["read_seconds"] > 0
     assert found["start"]["second_launch"]["read_seconds"] > 0
-    assert found["together"]["two_over_one"] > 0
     assert (tmp_path / "figures" / "time_to_accuracy.png").read_bytes().startswith(b"\x89PNG")
     block = tables.speed_block(tmp_path)
     for start in ("`small`", "`published`"):

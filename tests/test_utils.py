@@ -36,7 +36,6 @@ LIBRARIES = {
     "augment",
     "cache",
     "listing",
-    "threads",
     "dataset",
     "metrics",
     "runs",
@@ -361,25 +360,6 @@ def test_importing_the_scripts_leaves_matplotlib_as_it_was() -> None:
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
-
-
-@pytest.mark.parametrize("script", ["train", "inference", "tsne"])
-def test_a_script_sets_how_its_threads_wait_before_torch_is_there_unless_it_is_set(script: str) -> None:
-    first = parsed(script).body[1]
-    assert isinstance(first, ast.Import)
-    assert first.names[0].name == "threads"
-    assert imports("threads") == {"os"}
-    for given in ({}, {"GOMP_SPINCOUNT": "7"}):
-        kept = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
-        done = subprocess.run(
-            [sys.executable, "-c", "import threads; print(threads.SPIN_COUNT)"],
-            cwd=PROJECT,
-            env={**kept, **given},
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout.strip() == given.get("GOMP_SPINCOUNT", "1000")
 
 
 def test_a_training_starts_without_the_libraries_that_its_end_needs() -> None:
