@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +143,16 @@ class Cache:
             return False
         self.bytes_written += needed
         return True
+
+    def find_or_write(
+        self, name: str | None, shape: tuple[int, ...], most: int, make: Callable[[], Iterable[np.ndarray]]
+    ) -> tuple[Tensor | Stored, np.ndarray] | None:
+        """As `find`, of what `make` gives in chunks where there is none yet; None where nothing is kept."""
+        if name is None:
+            return None
+        return self.find(name, shape, most) or (
+            self.find(name, shape, most) if self.write(name, shape, make()) else None
+        )
 
     def tell(self) -> None:
         """Say what was written, once."""

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Domain:
     """One split: images uint8 [N, H, W, 3], in memory or in the cache, labels int64 [N] or None, names [N].
 
     checksums: uint32 [N] of the images, where they were read from a disk. features: float [N, C] of a frozen backbone,
-    which then train and predict in place of the images.
+    which then train and predict in place of the images. kept: the name of the images in the cache.
     """
 
     images: Tensor | Stored
@@ -45,6 +46,7 @@ class Domain:
     names: list[str]
     checksums: np.ndarray | None = None
     features: Tensor | None = None
+    kept: str | None = None
 
     @property
     def inputs(self) -> Tensor | Stored:
@@ -203,7 +205,9 @@ def read_images(
 def decode_all(
     listing: Listing, size: int, workers: int, label: str, wanted: Preprocessing | None
 ) -> Iterator[np.ndarray]:
-    """Images of a listing in chunks, as decode yields them; at the end UserError for an unreadable one."""
+    """Images of a listing in chunks, as decode yields them; UserError for an absent or, at the end, unreadable one."""
+    # absent images are told before an hour is spent on reading the others
+    refuse_unreadable(listing, {i: "no such file" for i, path in enumerate(listing.paths) if not os.path.lexists(path)})
     unreadable: dict[int, str] = {}
     yield from decode(listing.paths, size, unreadable, workers, label, wanted)
     refuse_unreadable(listing, dict(sorted(unreadable.items())))
@@ -244,18 +248,14 @@ def read_domain(
     kind = "labelled folders" if listing.rows is None and listing.labels else ""  # which go in an order of their own
     kind += repr(wanted) if wanted else ""
     name = file_name(listing.origin, kind, listing.paths, size, DECODER) if cache.folder else None
-    found = cache.find(name, shape, WHOLE) if name else None
-    if found is None:  # absent images are told before an hour is spent on reading the others
-        absent = {i: "no such file" for i, path in enumerate(listing.paths) if not os.path.lexists(path)}
-        refuse_unreadable(listing, absent)
-        if name and cache.write(name, shape, decode_all(listing, size, workers, label, wanted)):
-            found = cache.find(name, shape, WHOLE)
+    read = partial(decode_all, listing, size, workers, label, wanted)
+    found = cache.find_or_write(name, shape, WHOLE, read)
     if found is None:
-        decoded = in_memory(decode_all(listing, size, workers, label, wanted), len(listing.paths), size)
+        name, decoded = None, in_memory(read(), len(listing.paths), size)
         found = decoded, facts_of(decoded.numpy())
     images, facts = found
     tell_one_colour(facts["plain"], listing.names, str(listing.origin))
-    return Domain(images, labels, listing.names, facts["checksum"])
+    return Domain(images, labels, listing.names, facts["checksum"], kept=name)
 
 
 def tell_one_colour(plain: np.ndarray, names: Sequence[str], origin: str) -> None:

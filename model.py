@@ -200,6 +200,11 @@ class DANN(nn.Module):
             return self.feature_extractor[1](images)
         return self.feature_extractor(self.preprocess(images))
 
+    @property
+    def backbone_width(self) -> int:
+        """C, the length of what the backbone makes of an image."""
+        return self.feature_extractor.get_submodule("bottleneck.0").in_features  # type: ignore[return-value]
+
     def backbone_features(self, images: Tensor) -> Tensor:
         """Images uint8 [B, 3, H, W] -> what the backbone makes of them, [B, C], for the bottleneck."""
         return self.feature_extractor[0](self.preprocess(images))

@@ -15,15 +15,18 @@ confusion.png and mistakes.png and, when all is done, result.json.
 import argparse
 import contextlib
 import copy
+import hashlib
 import re
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -324,7 +327,7 @@ def start_run(
     if again:
         restore(run, load_checkpoint(folder / "last.pt"), trained_on)
     if settings.freeze:
-        compute_features(run, data, ranks.main)
+        compute_features(run, data, Cache(settings.cache), ranks.main)
     if ranks.main and not again:
         run.untrained = copy.deepcopy(net)
         write_json(folder / "args.json", {**run.args, "total_steps": run.total_steps})
@@ -344,24 +347,38 @@ def build_optimizer(net: DANN, mode: str, recipe: Recipe) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 
-def compute_features(run: Run, data: Data, shown: bool) -> None:
-    """Give every domain the features of the frozen backbone: each passes it once, in float32 as in prediction."""
+def compute_features(run: Run, data: Data, cache: Cache, shown: bool) -> None:
+    """Give every domain the features of the frozen backbone, float32 as in prediction: kept, or of one pass over it."""
     net, sample = run.net.eval(), None if data.sample_is_train else data.target_sample
     todo = [data.labelled, data.unlabelled, data.labelled_t, data.source_val, data.target_val, sample]
     domains = [domain for domain in todo if domain]
-    progress = Progress(sum(map(len, domains)), "features", "images") if shown else None
+    body = hashlib.sha256(f"{net.arch} {net.preprocessing} {net.device.type} {torch.__version__}".encode())
+    for value in net.feature_extractor[0].state_dict().values():
+        body.update(value.cpu().numpy().tobytes())
     for domain in domains:
-        parts = []
-        size = eval_batch(net, domain.images)
-        for start in range(0, len(domain), size):
-            batch = domain.images[start : start + size]
-            with torch.no_grad():
-                parts.append(net.backbone_features(as_input(batch.to(net.device))).cpu())  # [B, C]
-            if progress:
-                progress.update(len(batch))
-        domain.features = torch.cat(parts)
+        name = domain.kept and f"features-{domain.kept.removesuffix('.npy')}-{body.hexdigest()[:16]}.npy"
+        make = partial(feature_chunks, net, domain, shown)
+        shape = (len(domain), net.backbone_width, 4)  # bytes of float32
+        found = cache.find_or_write(name, shape, sys.maxsize, make)
+        stored = found[0] if found else torch.from_numpy(np.concatenate(list(make())))
+        assert isinstance(stored, Tensor)
+        domain.features = stored.view(torch.float32).squeeze(2)  # [N, C]
     if data.sample_is_train and data.unlabelled:
         data.target_sample = data.unlabelled.some(SAMPLE_IMAGES)
+    cache.tell()
+
+
+def feature_chunks(net: DANN, domain: Domain, shown: bool) -> Iterator[np.ndarray]:
+    """Features of a domain's images by the backbone, batch by batch, as bytes: uint8 [B, C, 4]."""
+    progress = Progress(len(domain), "features", "images") if shown else None
+    size = eval_batch(net, domain.images)
+    for start in range(0, len(domain), size):
+        batch = domain.images[start : start + size]
+        with torch.no_grad():
+            features = net.backbone_features(as_input(batch.to(net.device))).float().cpu()  # [B, C]
+        if progress:
+            progress.update(len(batch))
+        yield features[:, :, None].view(torch.uint8).numpy()
     if progress:
         progress.close()
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -283,23 +284,61 @@ def test_strong_trains_a_backbone_on_mirrored_views(photos: Path, tmp_path: Path
     assert not same_tensors(*(state(Path(each["folder"])) for each in (first, second)))
 
 
-def test_a_frozen_backbone_sees_every_image_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that pass a frozen backbone."""
+    sizes: list[int] = []
     features = DANN.backbone_features
 
     def counting(net: DANN, x: Tensor) -> Tensor:
-        seen.append(len(x))
+        sizes.append(len(x))
         return features(net, x)
 
     monkeypatch.setattr(DANN, "backbone_features", counting)
+    return sizes
+
+
+def test_a_frozen_backbone_sees_every_image_once(
+    photos: Path, tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(DANN, "preprocess", lambda net, x: x.float() / 255)
-    quick_run(photos, tmp_path, "dann", "usps", *FROZEN)
+    words = (*FROZEN, "--cache", "none")
+    quick_run(photos, tmp_path, "dann", "usps", *words)
     assert sum(seen) == 13 + 18 + 9 + 9
     (tmp_path / "mnistm").symlink_to(photos / "mnistm")
     (tmp_path / "usps").symlink_to(photos / "usps" / "train")  # no val: what is measured is measured on train
     seen.clear()
-    quick_run(tmp_path, tmp_path, "dann", "usps", *FROZEN)
+    quick_run(tmp_path, tmp_path, "dann", "usps", *words)
     assert sum(seen) == 13 + 18 + 9
+
+
+def test_features_are_kept_for_the_next_run_of_the_same_images_and_weights(
+    photos: Path, tmp_path: Path, seen: list[int]
+) -> None:
+    data = shutil.copytree(photos, tmp_path / "data")
+    words = (*FROZEN, "--cache", str(tmp_path / "cache"))
+
+    def run(*more: str) -> dict[str, Tensor]:
+        seen.clear()
+        return state(Path(quick_run(data, tmp_path, "dann", "usps", *words, *more)["folder"]))
+
+    first = run()
+    assert sum(seen) == 13 + 18 + 9 + 9
+    assert same_tensors(run(), first)
+    assert not seen
+    assert not same_tensors(run("--seed", "1"), first)  # of other random weights
+    assert sum(seen) == 13 + 18 + 9 + 9
+    image = next((data / "usps" / "val").rglob("*.png"))
+    Image.open(image).rotate(90).save(image)
+    run("--seed", "1")
+    assert sum(seen) == 9
+    damaged = next((tmp_path / "cache").glob("features-usps-train*"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    again = run("--seed", "1")
+    assert sum(seen) == 18
+    assert same_tensors(again, run("--seed", "1", "--cache", "none"))
 
 
 def test_the_features_of_a_frozen_backbone_are_what_prediction_computes(frozen_run: Path, photos: Path) -> None:
