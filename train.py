@@ -355,7 +355,12 @@ def compute_features(run: Run, data: Data, cache: Cache, shown: bool) -> None:
     body = hashlib.sha256(f"{net.arch} {net.preprocessing} {net.device.type} {torch.__version__}".encode())
     for value in net.feature_extractor[0].state_dict().values():
         body.update(value.cpu().numpy().tobytes())
+    done: dict[bytes, Tensor] = {}  # by checksums, as train and val may be the same images
     for domain in domains:
+        sums = b"" if domain.checksums is None else domain.checksums.tobytes()
+        if sums in done:
+            domain.features = done[sums]
+            continue
         name = domain.kept and f"features-{domain.kept.removesuffix('.npy')}-{body.hexdigest()[:16]}.npy"
         make = partial(feature_chunks, net, domain, shown)
         shape = (len(domain), net.backbone_width, 4)  # bytes of float32
@@ -363,6 +368,8 @@ def compute_features(run: Run, data: Data, cache: Cache, shown: bool) -> None:
         stored = found[0] if found else torch.from_numpy(np.concatenate(list(make())))
         assert isinstance(stored, Tensor)
         domain.features = stored.view(torch.float32).squeeze(2)  # [N, C]
+        if sums:
+            done[sums] = domain.features
     if data.sample_is_train and data.unlabelled:
         data.target_sample = data.unlabelled.some(SAMPLE_IMAGES)
     cache.tell()

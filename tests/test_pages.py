@@ -33,6 +33,7 @@ SCRIPTS = [
 ]
 OURS = ("python ", ".venv/bin/python ", "bash ", "torchrun ", "make ")
 SHORT = ["--max_steps", "2", "--batch_size", "8", "--precision", "fp32"]
+NO_DOWNLOAD = ["--weights", "none"]  # for a backbone
 LONG = ("make ", "reproduce.sh", "benchmark.py", "prepare_data.py digits", "pytest")  # hours, a network, or this test
 
 
@@ -198,10 +199,11 @@ def test_every_command_of_the_readme_runs_in_its_order(tmp_path: Path) -> None:
     lines = [line for line in commands("README.md") if not any(long in line for long in LONG)]
     for line in lines:
         training = " train.py " in line
-        if line.startswith("python train.py "):
+        more = (SHORT + NO_DOWNLOAD * ("--arch" in line)) * training
+        if training and line.startswith("python "):
             provide(home, line.replace("$data_dir", "demo/data"))
         done = subprocess.run(
-            ["bash", "-c", f"{line} {shlex.join(SHORT) if training else ''}"],
+            ["bash", "-c", f"{line} {shlex.join(more)}"],
             cwd=home,
             env=os.environ | {"data_dir": "demo/data", "PATH": path},
             capture_output=True,
@@ -217,8 +219,11 @@ def test_every_command_of_the_readme_runs_in_its_order(tmp_path: Path) -> None:
 def test_two_folders_of_ones_own_become_a_classifier_by_the_commands_of_the_readme(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a folder that holds nothing but the images; only the length of the training is cut."""
+    """In a folder that holds nothing but the images; the length is cut, and no pretrained network is at hand."""
     training, prediction = of_own_data()
+    backbone, instead = "--arch resnet18 --freeze", "--size 32"
+    assert re.search(f"`{instead}` in place of\\s+`{backbone}`", PAGES["README.md"])
+    training = training.replace(backbone, instead)
     truth = provide(tmp_path, training)
     monkeypatch.chdir(tmp_path)
     short = ["--max_steps", "40", "--batch_size", "16", "--precision", "fp32"]
