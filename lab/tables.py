@@ -7,8 +7,8 @@
     python lab/tables.py --ship runs/reproduce/dann_usps_strong_small_seed0
 
 A page holds a table between <!-- NAME: begin, by lab/tables.py --> and
-<!-- NAME: end -->, NAME being results, cells, pairs, ablation, scores, speed,
-soak or evidence. --add copies the result.json of a finished run into results/,
+<!-- NAME: end -->, NAME being results, cells, pairs, ablation, photos, scores,
+speed, soak or evidence. --add copies the result.json of a finished run into results/,
 --ship writes what predicts of its checkpoint to checkpoint/<mode>_<target>.pt,
 with the result beside it.
 """
@@ -20,7 +20,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import chain, product, starmap
+from itertools import chain, permutations, product, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ from utils import Parser, UserError, atomic_path, run_script, shown
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "ADAPTATION.md", "lab/README.md", "tests/README.md")
 TARGETS = ("svhn", "usps")
-NUM_CLASSES = 10  # of the digits
+STYLES = ("photo", "art_painting", "cartoon", "sketch")  # the domains of PACS
 VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers", "format")  # within a cell
 
 
@@ -129,6 +129,14 @@ EVIDENCE = {
     "plain `dann`, label shift": "adaptation/plain_{}_shifted_seed*",
     "`dann`, label shift": "adaptation/dann_{}_shifted_seed*",
     "`dann --recipe strong`, label shift": "adaptation/strong_{}_shifted_seed*",
+}
+# The columns of the photos' table, and what the names of their runs in results/photos begin with.
+ON_PHOTOS = {
+    "`source`": "source",
+    "statistics of the target alone": "statistics",
+    "DANN alone": "plain",
+    "`dann --without adversarial`": "without_adversarial",
+    "`dann`": "dann",
 }
 
 Result = dict[str, Any]
@@ -261,6 +269,40 @@ def accuracies_block(folder: Path, block: str) -> list[str]:
     return table(["runs", *heads, "seeds"], lines)
 
 
+# Block photos
+
+
+def photos_block(folder: Path) -> list[str]:
+    """A row per pair of PACS, a column per kind of run, and their means over the pairs, of each seed on its own."""
+    found = {
+        words: [
+            [read_result(file) for file in sorted(folder.glob(f"photos/{name}_{source}_{target}_seed*.json"))]
+            for source, target in permutations(STYLES, 2)
+        ]
+        for words, name in ON_PHOTOS.items()
+    }
+    found = {words: column for words, column in found.items() if any(column)}
+    if not found:
+        return ["No results yet: `bash lab/reproduce.sh DATA_ROOT` makes them."]
+    rows = [
+        [f"{source} → {target}".replace("_painting", ""), f"{size(results[0][0]):,}", *map(spread_of, results)]
+        for (source, target), *results in zip(permutations(STYLES, 2), *found.values(), strict=True)
+        if any(results)
+    ]
+    means = []
+    for column in found.values():
+        by_seed = defaultdict(list)
+        for run in chain(*column):
+            by_seed[run["seed"]].append(accuracy(run))
+        whole = [statistics.mean(values) for values in by_seed.values() if len(values) == len(column)]
+        means.append(f"**{spread(whole)}**")
+    return table(["pair", "n", *found], [*rows, ["**mean**", "", *means]])
+
+
+def spread_of(results: list[Result]) -> str:
+    return spread(map(accuracy, results))
+
+
 # Block scores
 
 
@@ -272,7 +314,8 @@ def runs_by_pair(folder: Path) -> dict[str, list[Result]]:
         args = result["args"]
         if args["train_mode"] != "target" and args["eval_split"] == "val":  # test stands for one number a recipe
             shifted = ", label shift" if "shifted" in str(args.get("data_root")) else ""
-            domains = f"{DOMAINS[args.get('source_file', 'mnistm')]} → {DOMAINS[args['target_file']]}"
+            names = (str(args.get("source_file", "mnistm")), str(args["target_file"]))
+            domains = " → ".join(DOMAINS.get(name, name) for name in names)
             found[f"{domains}{shifted}, `{args['arch']}`, n = {size(result):,}"].append(result)
     return dict(sorted(found.items()))
 
@@ -302,32 +345,30 @@ def lost_by_choice(scores: Sequence[float], accuracies: Sequence[float]) -> floa
 
 
 def scores_block(folder: Path) -> list[str]:
-    """Of each validation score its weighted correlation with the accuracy by pair, and what choosing by it costs."""
-    pairs = runs_by_pair(folder)
-    points = {pair: [point for run in found for point in validations(run)] for pair, found in pairs.items()}
-    rows = []
-    for score in (*VALIDATORS, "source_val_accuracy"):
-        cells, lost = [], []
-        for found in points.values():
-            known = [
-                (p[score], p["target_val_accuracy"])
-                for p in found
-                if None not in (p.get(score), p["target_val_accuracy"])
-            ]
-            values, accuracies = [value for value, _ in known], [accuracy for _, accuracy in known]
+    """By pair the weighted correlation of each validation score with the accuracy, and what choosing by it costs."""
+    pairs, names = runs_by_pair(folder), (*VALIDATORS, "source_val_accuracy")
+    rows, lost = [], defaultdict(list)
+    for pair, runs in pairs.items():
+        points, cells = [point for run in runs for point in validations(run)], []
+        for score in names:
+            known = [(p[score], p["target_val_accuracy"]) for p in points if p.get(score) is not None]
             if len(known) < 10:  # a choice among a few says nothing
                 cells.append("-")
                 continue
-            cells.append(f"{shown(weighted_spearman(values, accuracies), 2)} ({len(known)})")
-            lost.append(lost_by_choice(values, accuracies))
-        means = [f"{statistics.mean(lost):.3f}", f"{max(lost):.3f}"] if lost else ["-", "-"]
-        rows.append([f"`{score}`", *cells, *means])
+            values, accuracies = [value for value, _ in known], [accuracy for _, accuracy in known]
+            cost = lost_by_choice(values, accuracies)
+            cells.append(f"{shown(weighted_spearman(values, accuracies), 2)}, {cost:.3f} ({len(known)})")
+            lost[score].append(cost)
+        if set(cells) != {"-"}:
+            rows.append([pair, *cells])
+    for words, of in (("accuracy lost, mean", statistics.mean), ("worst pair", max)):
+        rows.append([f"**{words}**", *(f"**{of(lost[name]):.3f}**" if lost[name] else "-" for name in names)])
     return [
-        *table(["score", *pairs, "accuracy lost, mean", "worst pair"], rows),
+        *table(["pair", *(f"`{name}`" for name in names)], rows),
         "",
         *table(
             ["runs", "warned of their answers", "not warned", "harmful `dann`, named", "harmless, named"],
-            [[pair, *warned_cells(found)] for pair, found in pairs.items()],
+            [[pair, *warned_cells(runs)] for pair, runs in pairs.items()],
         ),
     ]
 
@@ -337,7 +378,8 @@ def warned_cells(runs: list[Result]) -> list[str]:
     by_warning: dict[bool, list[float]] = {True: [], False: []}
     for run in runs:
         if run["scores"].get("diversity") is not None:
-            by_warning[bool(collapse(run["scores"], NUM_CLASSES, size(run)))].append(accuracy(run))
+            num_classes = 7 if run["args"]["target_file"] in STYLES else 10
+            by_warning[bool(collapse(run["scores"], num_classes, size(run)))].append(accuracy(run))
     answers = [
         f"{len(found)} ({min(found):.3f} to {max(found):.3f})" if found else "0" for found in by_warning.values()
     ]
@@ -477,6 +519,7 @@ def soak_block(folder: Path) -> list[str]:
 
 BLOCKS: dict[str, Callable[[Path], list[str]]] = {
     **{block: partial(accuracies_block, block=block) for block in ACCURACIES},
+    "photos": photos_block,
     "scores": scores_block,
     "speed": speed_block,
     "soak": soak_block,

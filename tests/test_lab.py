@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -252,10 +253,25 @@ def test_a_score_that_follows_the_accuracy_has_correlation_one_and_loses_nothing
     found = [line | {"target_val_accuracy": 0.1 * i, "information": i**2, "snd": -i} for i in range(10)]
     write_json(tmp_path / "a.json", result("dann", "usps", 0, 0.9) | {"validations": found})
     block = tables.scores_block(tmp_path)
-    assert row(block, "`information`") == ["`information`", "1.00 (10)", "0.000", "0.000"]
-    assert row(block, "`snd`")[1:] == ["-1.00 (10)", "0.900", "0.900"]
-    assert row(block, "`source_val_accuracy`")[1] == "- (10)"
-    assert row(block, "`bnm`")[1:] == ["-", "-", "-"]
+    block = block[: block.index("")]
+    cells = dict(zip(row(block, "pair"), row(block, "MNIST-M → USPS, `small`, n = 200"), strict=True))
+    assert cells["`information`"] == "1.00, 0.000 (10)"
+    assert cells["`snd`"] == "-1.00, 0.900 (10)"
+    assert cells["`source_val_accuracy`"] == "-, 0.900 (10)"
+    assert cells["`bnm`"] == "-"
+    lost = dict(zip(row(block, "pair"), row(block, "**worst pair**"), strict=True))
+    assert (lost["`information`"], lost["`snd`"], lost["`bnm`"]) == ("**0.000**", "**0.900**", "-")
+
+
+def test_the_mean_over_pairs_of_photos_is_of_the_seeds_that_have_every_pair(tmp_path: Path) -> None:
+    for k, (source, target) in enumerate(permutations(tables.STYLES, 2)):
+        for seed in range(3 if k else 2):
+            found = result("dann", target, seed, 0.5 + 0.01 * k + 0.1 * seed)
+            found["images"]["target_val"] = 50
+            write_json(tmp_path / "photos" / f"dann_{source}_{target}_seed{seed}.json", found)
+    block = tables.photos_block(tmp_path)
+    assert row(block, "photo → art") == ["photo → art", "50", "0.550 ± 0.071"]
+    assert row(block, "**mean**")[-1] == "**0.605 ± 0.071**"
 
 
 def test_the_correlation_weighs_high_scores_more() -> None:
@@ -469,10 +485,13 @@ def test_reproduce_makes_the_runs_that_results_holds_each_once(tmp_path: Path, j
     (tmp_path / "python").chmod(0o755)
     for domain in ("mnist", "mnistm", "svhn", "usps"):
         write_domain(tmp_path / "data" / domain, {"train": 200, "val": 50})
+    for style, name, i in product(tables.STYLES, ("dog", "house"), range(5)):
+        (tmp_path / "photos" / style / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / style / name / f"{i}.jpg").touch()
     for _ in range(2):
-        parts = ["paper", "tuned", "strong", "ablation", "pairs", "adaptation"]
+        parts = ["paper", "tuned", "strong", "ablation", "pairs", "adaptation", "photos"]
         command = ["bash", "lab/reproduce.sh", "data", "0", *parts]
-        settings = {"PYTHON": str(tmp_path / "python"), "JOBS": jobs}
+        settings = {"PYTHON": str(tmp_path / "python"), "JOBS": jobs, "PHOTOS": "photos", "WEIGHTS": "python"}
         subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, **settings})
     made, kept = (
         {file.relative_to(root).as_posix() for file in (root / "results").glob("**/*_seed0.json")}
@@ -488,6 +507,12 @@ def test_reproduce_makes_the_runs_that_results_holds_each_once(tmp_path: Path, j
     assert labels[[0, 1, 2, 3, 4]].tolist() == [20] * 5
     assert labels.drop([0, 1, 2, 3, 4]).sum() < 25
     assert list_split(tmp_path / "runs" / "shifted", "usps", "train", with_labels=True) is not None
+    whole, split = (tmp_path / "runs" / name / "sketch" for name in ("pacs", "pacs_split"))
+    val = pd.read_csv(whole / "val.csv")
+    assert pd.read_csv(whole / "train.csv").equals(val)
+    assert [*map(tuple, val[::9].to_numpy())] == [("dog/0.jpg", "dog"), ("house/4.jpg", "house")]
+    assert [len(pd.read_csv(split / f"{name}.csv")) for name in ("train", "val")] == [8, 2]
+    assert (split / "data" / "dog" / "0.jpg").is_file()
 
 
 @pytest.mark.parametrize(
