@@ -101,6 +101,10 @@ class Cache:
     def __init__(self, folder: Path | None) -> None:
         self.folder, self.bytes_written = folder, 0
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a file of that name, sound or not."""
+        return self.folder is not None and (self.folder / name).is_file()
+
     def find(self, name: str, shape: tuple[int, ...], most: int) -> tuple[Tensor | Stored, np.ndarray] | None:
         """Images of that name and their FACTS, in memory up to `most` bytes; None where there is no sound file."""
         if self.folder is None:

@@ -355,21 +355,18 @@ def compute_features(run: Run, data: Data, cache: Cache, shown: bool) -> None:
     body = hashlib.sha256(f"{net.arch} {net.preprocessing} {net.device.type} {torch.__version__}".encode())
     for value in net.feature_extractor[0].state_dict().values():
         body.update(value.cpu().numpy().tobytes())
-    done: dict[bytes, Tensor] = {}  # by checksums, as train and val may be the same images
+    alike: dict[Any, list[Domain]] = {}  # by checksums, as train and val may be the same images
     for domain in domains:
-        sums = b"" if domain.checksums is None else domain.checksums.tobytes()
-        if sums in done:
-            domain.features = done[sums]
-            continue
-        name = domain.kept and f"features-{domain.kept.removesuffix('.npy')}-{body.hexdigest()[:16]}.npy"
-        make = partial(feature_chunks, net, domain, shown)
-        shape = (len(domain), net.backbone_width, 4)  # bytes of float32
-        found = cache.find_or_write(name, shape, sys.maxsize, make)
+        alike.setdefault(id(domain) if domain.checksums is None else domain.checksums.tobytes(), []).append(domain)
+    for same in alike.values():
+        names = [f"features-{Path(each.kept).stem}-{body.hexdigest()[:16]}.npy" for each in same if each.kept]
+        name = next((name for name in names if cache.holds(name)), names[0] if names else None)
+        make = partial(feature_chunks, net, same[0], shown)
+        found = cache.find_or_write(name, (len(same[0]), net.backbone_width, 4), sys.maxsize, make)  # bytes of float32
         stored = found[0] if found else torch.from_numpy(np.concatenate(list(make())))
         assert isinstance(stored, Tensor)
-        domain.features = stored.view(torch.float32).squeeze(2)  # [N, C]
-        if sums:
-            done[sums] = domain.features
+        for each in same:
+            each.features = stored.view(torch.float32).squeeze(2)  # [N, C]
     if data.sample_is_train and data.unlabelled:
         data.target_sample = data.unlabelled.some(SAMPLE_IMAGES)
     cache.tell()
