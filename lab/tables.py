@@ -8,9 +8,9 @@
 
 A page holds a table between <!-- NAME: begin, by lab/tables.py --> and
 <!-- NAME: end -->, NAME being results, cells, pairs, ablation, photos, scores,
-speed, soak or evidence. --add copies the result.json of a finished run into results/,
---ship writes what predicts of its checkpoint to checkpoint/<mode>_<target>.pt,
-with the result beside it.
+speed, soak or evidence. --add copies the result.json of a finished run into
+results/, --ship writes what predicts of its checkpoint to
+checkpoint/<mode>_<target>.pt, with the result beside it.
 """
 
 import argparse
