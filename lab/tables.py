@@ -7,9 +7,9 @@
     python lab/tables.py --ship runs/reproduce/dann_usps_strong_small_seed0
 
 A page holds a table between <!-- NAME: begin, by lab/tables.py --> and
-<!-- NAME: end -->, NAME being results, cells, pairs, ablation, photos, scores,
-speed, soak or evidence. --add copies the result.json of a finished run into
-results/, --ship writes what predicts of its checkpoint to
+<!-- NAME: end -->, NAME being results, cells, pairs, ablation, photos,
+photos_mean, scores, speed, soak or evidence. --add copies the result.json of a
+finished run into results/, --ship writes what predicts of its checkpoint to
 checkpoint/<mode>_<target>.pt, with the result beside it.
 """
 
@@ -272,8 +272,8 @@ def accuracies_block(folder: Path, block: str) -> list[str]:
 # Block photos
 
 
-def photos_block(folder: Path) -> list[str]:
-    """A row per pair of PACS, a column per kind of run, and their means over the pairs, of each seed on its own."""
+def on_photos(folder: Path) -> dict[str, list[list[Result]]]:
+    """Results by kind of run, those that there are, a list a pair of styles."""
     found = {
         words: [
             [read_result(file) for file in sorted(folder.glob(f"photos/{name}_{source}_{target}_seed*.json"))]
@@ -281,22 +281,39 @@ def photos_block(folder: Path) -> list[str]:
         ]
         for words, name in ON_PHOTOS.items()
     }
-    found = {words: column for words, column in found.items() if any(column)}
-    if not found:
-        return ["No results yet: `bash lab/reproduce.sh DATA_ROOT` makes them."]
+    return {words: column for words, column in found.items() if any(column)}
+
+
+def mean_over_pairs(column: list[list[Result]]) -> str:
+    """Mean of a kind of run over the pairs, its deviation over the seeds that have every pair, and their number."""
+    by_seed = defaultdict(list)
+    for run in chain(*column):
+        by_seed[run["seed"]].append(accuracy(run))
+    whole = [statistics.mean(values) for values in by_seed.values() if len(values) == len(column)]
+    return f"{spread(whole)} ({len(whole)} seeds)"
+
+
+def photos_block(folder: Path) -> list[str]:
+    """A row per pair of styles, a column per kind of run, and their means over the pairs."""
+    found = on_photos(folder)
     rows = [
-        [f"{source} → {target}".replace("_painting", ""), f"{size(results[0][0]):,}", *map(spread_of, results)]
+        [
+            f"{source} → {target}".replace("_painting", ""),
+            f"{size(next(filter(None, results))[0]):,}",
+            *map(spread_of, results),
+        ]
         for (source, target), *results in zip(permutations(STYLES, 2), *found.values(), strict=True)
         if any(results)
     ]
-    means = []
-    for column in found.values():
-        by_seed = defaultdict(list)
-        for run in chain(*column):
-            by_seed[run["seed"]].append(accuracy(run))
-        whole = [statistics.mean(values) for values in by_seed.values() if len(values) == len(column)]
-        means.append(f"**{spread(whole)}**")
-    return table(["pair", "n", *found], [*rows, ["**mean**", "", *means]])
+    return table(["pair", "n", *found], [*rows, ["**mean**", "", *map(mean_over_pairs, found.values())]])
+
+
+def photos_mean_block(folder: Path) -> list[str]:
+    """The means over the pairs alone, of adaptation and of what it is held against."""
+    found = {
+        words: column for words, column in on_photos(folder).items() if words in ("`source`", "DANN alone", "`dann`")
+    }
+    return table(["runs", *found], [["photos, mean of 12 pairs", *map(mean_over_pairs, found.values())]])
 
 
 def spread_of(results: list[Result]) -> str:
@@ -520,6 +537,7 @@ def soak_block(folder: Path) -> list[str]:
 BLOCKS: dict[str, Callable[[Path], list[str]]] = {
     **{block: partial(accuracies_block, block=block) for block in ACCURACIES},
     "photos": photos_block,
+    "photos_mean": photos_mean_block,
     "scores": scores_block,
     "speed": speed_block,
     "soak": soak_block,
