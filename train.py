@@ -633,7 +633,9 @@ def on_test(run: Run, data: Data, settings: Settings) -> Answers | None:
     if settings.eval_split != "test" or settings.target_file is None:
         return None
     try:
-        test = read_split(settings, NO_CACHE, settings.target_file, "test", data.classes)
+        cache = Cache(settings.cache)
+        test = read_split(settings, cache, settings.target_file, "test", data.classes)
+        cache.tell()
         if test is None:
             raise UserError(f"the test of {settings.data_root / settings.target_file} has no label of a class")
     except UserError as error:
