@@ -158,7 +158,12 @@ def create(arch: str, pretrained: bool) -> nn.Module:
         more["init_weights"] = not pretrained
     if arch.startswith("vit_"):
         more = {"image_size": preprocessing_of(arch).size}
-    return models.get_model(arch, weights="DEFAULT" if pretrained else None, **more)
+    model = models.get_model(arch, weights="DEFAULT" if pretrained else None, **more)
+    for name in ("aux1", "aux2", "AuxLogits"):  # the weights bring them, and a checkpoint has no place for them
+        if hasattr(model, name):
+            setattr(model, name, None)
+            model.aux_logits = False
+    return model
 
 
 def split_batchnorms(model: nn.Module, kind: type[nn.Module]) -> None:

@@ -274,8 +274,9 @@ class Batches:
     Each pass over the domain is a fresh permutation and a batch may span two passes, so that every image is drawn
     exactly once a pass and no batch is ever short. With `balance` the images of a pass are drawn one by one, by chance
     and all classes alike. `stream` keeps two domains of one run apart; of several
-    processes each gets its share of the batch, every world-th row. A domain in memory is copied to the device whole; of
-    one that stays in the cache each batch is, for a GPU from pinned memory and read while the step before is computed.
+    processes each gets its share of the batch, every world-th row. Up to WHOLE bytes are copied to the device whole; of
+    more, and of what stays in the cache, each batch is, for a GPU from pinned memory and read while the step before is
+    computed.
     """
 
     def __init__(
@@ -292,13 +293,13 @@ class Batches:
         if balance and domain.labels is not None:
             self.weights = 1 / domain.labels.bincount()[domain.labels]
         inputs = domain.inputs
-        self.inputs = inputs if isinstance(inputs, Stored) else inputs.to(device)
-        self.stored = isinstance(self.inputs, Stored)
+        self.whole = not isinstance(inputs, Stored) and inputs.nbytes <= WHOLE
+        self.inputs = inputs.to(device) if isinstance(inputs, Tensor) and self.whole else inputs
         self.labels = domain.labels.to(device) if domain.labels is not None else None
         self.batch_size, self.seed, self.stream, self.device = batch_size, seed, stream, device
         self.ranks = ranks
         self.passes: dict[int, Tensor] = {}
-        self.reader = ThreadPoolExecutor(1) if self.stored and device.type != "cpu" else None
+        self.reader = None if self.whole or device.type == "cpu" else ThreadPoolExecutor(1)
         self.ahead: dict[int, Future[Tensor]] = {}
 
     def permutation(self, number: int) -> Tensor:
@@ -310,7 +311,7 @@ class Batches:
                 order = torch.randperm(len(self.inputs), generator=generator)
             else:
                 order = torch.multinomial(self.weights, len(self.inputs), replacement=True, generator=generator)
-            self.passes[number] = order if self.stored else order.to(self.device)
+            self.passes[number] = order.to(self.device) if self.whole else order
         return self.passes[number]
 
     def indices(self, step: int) -> Tensor:
@@ -336,7 +337,7 @@ class Batches:
 
     def read(self, rows: Tensor) -> Tensor:
         """Images uint8 [B, H, W, 3], or features, of those rows where they lie, of the cache in memory."""
-        inputs: Tensor = self.inputs[rows.cpu() if self.stored else rows]
+        inputs: Tensor = self.inputs[rows if self.whole else rows.cpu()]
         return inputs.pin_memory() if self.reader and self.device.type == "cuda" else inputs
 
     def take(self, rows: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache import Cache, user_folder
 from dataset import Domain, read_domain
 from listing import NoClasses, list_split, of_known_classes
 from metrics import predict
@@ -18,8 +19,10 @@ from utils import UserError
 def read_validation(data_root: Path, domain: str, classes: list[str], net: DANN) -> tuple[Domain, str]:
     """Images of a domain and the split they are of: val, or train where there is no val; labels where they are there.
 
-    Labels that are no classes of the network (a target's folders may sort by anything) are left out.
+    Labels that are no classes of the network (a target's folders may sort by anything) are left out. What a training
+    kept in the user's cache is not decoded again.
     """
+    cache = Cache(user_folder(), keep=False)
     for split in ("val", "train"):
         try:
             listing = list_split(data_root, domain, split, with_labels=True)
@@ -27,7 +30,7 @@ def read_validation(data_root: Path, domain: str, classes: list[str], net: DANN)
             listing = list_split(data_root, domain, split, with_labels=False)
         if listing is not None:
             found, size = of_known_classes(listing, classes), net.arguments["size"]
-            return read_domain(found, classes, size, 0, wanted=net.preprocessing), split
+            return read_domain(found, classes, size, 0, cache=cache, wanted=net.preprocessing), split
     raise UserError(f"{data_root / domain} holds no images; put some there.")
 
 

@@ -6,6 +6,7 @@ The charts are plotly's, whose script stands in the file; page.html is the frame
 """
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -75,33 +76,32 @@ def look(name: str, folder: Path, result: dict[str, Any]) -> Seen:
     check_kinds(file, result, images=dict, warnings=list, steps=int, seed=int, device=str, select=str, command=str)
     check_kinds(f"{file} images", result["images"], labelled_train=int)
     check_kinds(f"{file} args", result["args"], data_root=str, source_file=str, recipe=str, arch=str, without=list)
-    selected = resolve_checkpoint(folder)
-    others = [file for file in sorted(folder.glob("step*.pt")) + [folder / "last.pt"] if file.is_file()]
-    checkpoints = {}
-    for file in [*others, selected]:
-        state = {**load_checkpoint(file), "resume": None}  # twice the size of the network, and of no use here
-        checkpoints[state["step"]] = file, state
-    step = next(step for step, (file, _) in checkpoints.items() if file == selected)
-    seen = Seen(name, folder, {**result, "selected_step": step})
+    seen = Seen(name, folder, {"selected_step": result["steps"], **result})
     domains = [result["args"][key] for key in ("source_file", "target_file") if result["args"][key]]
-    images: list[Any] = []
-    progress = Progress(len(checkpoints), f"look at {name}", "checkpoints")
     try:
+        selected = resolve_checkpoint(folder)
+        others = [file for file in sorted(folder.glob("step*.pt")) + [folder / "last.pt"] if file.is_file()]
+        checkpoints = {}
+        for file in [*others, selected]:
+            state = {**load_checkpoint(file), "resume": None}  # twice the size of the network, and of no use here
+            checkpoints[state["step"]] = file, state
+        step = next(step for step, (file, _) in checkpoints.items() if file == selected)
+        seen.result = {**result, "selected_step": step}
+        images: list[Any] = []
         before = None
-        for step in sorted(checkpoints, reverse=True):
-            file, state = checkpoints[step]
-            net, seen.classes = build_network(file, state, torch.device("cpu"))
-            root = Path(result["args"]["data_root"])
-            images = images or [read_validation(root, domain, seen.classes, net) for domain in domains]
-            whose = statistics(net, state["args"])
-            sides = [look_at(*known, net, d, SHOWN, 0) for known, d in zip(zip(domains, images), whose)]  # noqa: B905
-            before = embed(torch.cat([side.features[side.rows] for side in sides]).numpy(), 0, before)
-            seen.views[step] = sides, before
-            progress.update(1)
+        with contextlib.closing(Progress(len(checkpoints), f"look at {name}", "checkpoints")) as progress:
+            for step in sorted(checkpoints, reverse=True):
+                file, state = checkpoints[step]
+                net, seen.classes = build_network(file, state, torch.device("cpu"))
+                root = Path(result["args"]["data_root"])
+                images = images or [read_validation(root, domain, seen.classes, net) for domain in domains]
+                whose = statistics(net, state["args"])
+                sides = [look_at(*known, net, d, SHOWN, 0) for known, d in zip(zip(domains, images), whose)]  # noqa: B905
+                before = embed(torch.cat([side.features[side.rows] for side in sides]).numpy(), 0, before)
+                seen.views[step] = sides, before
+                progress.update(1)
     except UserError as error:
         seen.missing, seen.views = f"the validation images are not shown: {error}", {}
-    finally:
-        progress.close()
     return seen
 
 

@@ -35,7 +35,7 @@ from losses import ClassPriors, Teacher
 from model import DANN, MAX_SIZE, MIN_SIZE, SOURCE, TARGET
 from utils import UserError, atomic_path, naming, remove_parts, versions
 
-MAX_BYTES = 2 << 30  # a checkpoint that unpacks to more is taken for an archive made to fill the memory
+MAX_BYTES = 2 << 30  # an archive that unpacks to more, and to more than its file has, is made to fill the memory
 KEYS = {"model", "model_args", "args", "step", "metrics", "versions", "resume"}
 FORMAT = 3  # of what a run writes, in its `args`; files without one are of format 1, see `modern_args`
 NUMBER: tuple[type, ...] = (int, float)
@@ -467,15 +467,15 @@ def foreign(path: Path, what: str) -> UserError:
 
 
 def check_archive(path: Path) -> None:
-    """UserError for an archive of another program, or one that would unpack to more than MAX_BYTES."""
-    size = path.stat().st_size
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            size = max(size, sum(entry.file_size for entry in archive.infolist()))  # torch reads what the index says
-            names = {name.rpartition("/")[2] for name in archive.namelist()}
-        if "data.pkl" not in names or "constants.pkl" in names:  # the latter: TorchScript
-            raise foreign(path, "is an exported model or another archive and no checkpoint")
-    if size > MAX_BYTES:
+    """UserError for an archive of another program, or a compressed one, as torch writes none, of over MAX_BYTES."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())  # torch reads what the index says
+        names = {name.rpartition("/")[2] for name in archive.namelist()}
+    if "data.pkl" not in names or "constants.pkl" in names:  # the latter: TorchScript
+        raise foreign(path, "is an exported model or another archive and no checkpoint")
+    if size > max(MAX_BYTES, path.stat().st_size):
         raise UserError(f"{path} unpacks to {size:,} bytes, more than {MAX_BYTES:,}: no checkpoint of this program.")
 
 

@@ -10,6 +10,13 @@ On the real digits `dann` takes a quarter of an hour on one core without
 bfloat16; the accuracies to expect stand in the README's table.
 Writes a run folder: args.json, metrics.jsonl, last.pt, the figures curves.png,
 confusion.png and mistakes.png and, when all is done, result.json.
+
+Several processes share each batch: torchrun --nproc-per-node 2 train.py ...
+On two machines, of which the second has --node-rank 1, with the data and, to
+resume, the run folder at the same place on both:
+
+    torchrun --nnodes 2 --node-rank 0 --nproc-per-node 1 \\
+        --master-addr HOST --master-port 29500 train.py ...
 """
 
 import argparse
@@ -108,13 +115,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     with contextlib.ExitStack() as held:
         ranks = held.enter_context(join_ranks(device))
         settings = settings.over(ranks.world)
-        if ranks.world > 1:
-            command = command.replace("python", f"torchrun --nproc-per-node {ranks.world}", 1)
-        folder = None
-        if ranks.main:
-            claim = claimed(settings.save_dir, settings.run_name, settings.resume, settings.numbered)
-            folder = held.enter_context(claim)
-        folder = ranks.from_main(folder)  # which stands and is locked
+        command = command.replace("python", ranks.launcher, 1)
+        claim = claimed(settings.save_dir, settings.run_name, settings.resume, settings.numbered)
+        folder = ranks.from_main(partial(held.enter_context, claim))
         if settings.resume and (folder / "args.json").exists():
             check_same_run(folder, settings.plain())
         if settings.resume and (folder / "result.json").exists():
@@ -125,7 +128,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if settings.resume and ranks.main and not again:
             note(f"--resume: {folder} has no checkpoint yet; the run starts anew.")
         body = None if again else pretrained(settings)  # what is wrong with it is said before the images are read
-        data = load_data(settings)
+        data = ranks.main_first(partial(load_data, settings)) if settings.cache else load_data(settings)
         run = start_run(settings, folder, data, device, ranks, body)
         run.began = began
         log = None
@@ -327,7 +330,8 @@ def start_run(
     if again:
         restore(run, load_checkpoint(folder / "last.pt"), trained_on)
     if settings.freeze:
-        compute_features(run, data, Cache(settings.cache), ranks.main)
+        compute = partial(compute_features, run, data, Cache(settings.cache), ranks.main)
+        ranks.main_first(compute) if settings.cache else compute()
     if ranks.main and not again:
         run.untrained = copy.deepcopy(net)
         write_json(folder / "args.json", {**run.args, "total_steps": run.total_steps})
@@ -629,7 +633,9 @@ def on_test(run: Run, data: Data, settings: Settings) -> Answers | None:
     if settings.eval_split != "test" or settings.target_file is None:
         return None
     try:
-        test = read_split(settings, NO_CACHE, settings.target_file, "test", data.classes)
+        cache = Cache(settings.cache)
+        test = read_split(settings, cache, settings.target_file, "test", data.classes)
+        cache.tell()
         if test is None:
             raise UserError(f"the test of {settings.data_root / settings.target_file} has no label of a class")
     except UserError as error:

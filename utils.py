@@ -16,8 +16,9 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+T = TypeVar("T")
 ASK_GPU = 50  # steps between two questions to a GPU (is a loss finite? has a rank been interrupted?): each waits for it
 
 
@@ -292,9 +294,9 @@ def remove_parts(folder: Path, idle: float = 0) -> None:
 class Ranks:
     """Which of how many processes this is; one process is rank 0 of 1 and none of the methods then does anything.
 
-    Every rank reads the data and takes its share of each batch; gradients are averaged, so that a step is that of the
-    whole batch. BatchNorm sees the whole batch on CUDA; on the CPU it sees each rank's share, and the running
-    statistics are rank 0's. Rank 0 alone validates and writes.
+    Every rank reads the data, rank 0 first, which keeps decoded images for the others, and takes its share of each
+    batch; gradients are averaged, so that a step is that of the whole batch. BatchNorm sees the whole batch on CUDA; on
+    the CPU it sees each rank's share, and the running statistics are rank 0's. Rank 0 alone validates and writes.
     """
 
     rank: int = 0
@@ -304,6 +306,17 @@ class Ranks:
     def main(self) -> bool:
         """Whether this rank writes."""
         return self.rank == 0
+
+    @property
+    def launcher(self) -> str:
+        """What such processes are started by, as one types it: of several nodes, on the first one."""
+        there, nodes = os.environ, ""
+        if self.world == 1:
+            return "python"
+        if (count := int(there.get("GROUP_WORLD_SIZE", "1"))) > 1:
+            nodes = f" --nnodes {count} --node-rank 0"
+            nodes += f" --master-addr {there['MASTER_ADDR']} --master-port {there['MASTER_PORT']}"
+        return f"torchrun{nodes} --nproc-per-node {there.get('LOCAL_WORLD_SIZE', self.world)}"
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module, with its gradients averaged over the ranks in each backward pass."""
@@ -330,13 +343,25 @@ class Ranks:
         dist.all_gather(every, value.contiguous())
         return torch.cat(every)
 
-    def from_main(self, value: Any) -> Any:
-        """Rank 0's value on every rank."""
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What `make` gives on rank 0, on every rank; where it fails every rank ends, and rank 0 says why."""
         if self.world == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+            return make()
+        box: list[Any] = [False, None]
+        try:
+            if self.main:
+                box = [True, make()]
+        finally:
+            dist.broadcast_object_list(box, src=0)
+        if not box[0]:
+            sys.exit(2)
+        return box[1]
+
+    def main_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives, on rank 0 and then on the others, which find what it wrote; where it fails as above."""
+        made: list[T] = []
+        self.from_main(lambda: made.append(make()))
+        return made[0] if made else make()
 
 
 ALONE = Ranks()
@@ -350,7 +375,8 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # rank 0 decodes and validates while the others wait; a process that dies is noticed by torchrun
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:

@@ -6,7 +6,8 @@ Writes results/benchmark-<device>.json. Nothing else should run meanwhile. About
 15 minutes on 2 cores, 6 of them for the time to accuracy; --parts runs some of
 it: training, prediction, start, growth, accuracy. Parts that are not run keep
 what the file says of them. What is compared alternates within one run; every
-number is a median over --repeats.
+number is a median over --repeats. The part large runs where --parts names it,
+once: about an hour on one core, and 0.3 MB of $TMPDIR an image.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as this script may be run from anywhere
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -64,6 +66,9 @@ WARM_UP = 5  # steps
 MARKS = (0.82392, 0.95)  # the published DANN on USPS, and what a user would call good
 QUICK_STEPS = 600  # a third of the recipe's: the learning rate falls sooner, and the marks are reached sooner
 COUNTS = (5_000, 50_000, 500_000)  # images a domain, of the part growth
+FEW = 1_000  # images of the part large that differ, and as many to hold its memory against
+PHOTO = 224  # pixels of their side
+PHOTO_STEPS = 20
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,9 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--parts",
         nargs="+",
         choices=tuple(MEASURES),
-        default=list(MEASURES),
+        default=[part for part in MEASURES if part != "large"],
         metavar="PART",
-        help=f"what to measure: {', '.join(MEASURES)} (default: all)",
+        help=f"what to measure: {', '.join(MEASURES)} (default: all but large)",
     )
     parser.add_argument(
         "--repeats", type=bounded(int, 1, 1000), default=5, metavar="N", help="of every measurement (default: 5)"
@@ -88,6 +93,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--images", type=bounded(int, 1, 10**7), default=20_000, metavar="N", help="images to predict (20,000)"
+    )
+    parser.add_argument(
+        "--large",
+        type=bounded(int, FEW, 10**7),
+        default=200_000,
+        metavar="N",
+        help="photos of the part large (200,000)",
     )
     parser.add_argument("--seeds", nargs="+", type=SEED, default=[0, 1, 2], help="of the time to accuracy (0 1 2)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="(default: auto)")
@@ -414,6 +426,78 @@ def measure_growth(args: argparse.Namespace, device: torch.device) -> dict[str, 
     return {"images_per_second": middle, "largest_over_smallest": round(largest / smallest, 3)}
 
 
+# Many photos
+
+
+PEAK = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""  # in a process of its own: a child's peak begins at that of the process that starts it
+
+
+def write_photos(root: Path, count: int) -> None:
+    """Domains `one` and `two` of JPEGs in two classes, a hundredth of each val; FEW differ, the others are links."""
+    rng = np.random.default_rng(0)
+    first: list[Path] = []
+    for domain in ("one", "two"):
+        folder, names = root / domain / "data", [f"{i:07d}.jpg" for i in range(count // 2)]
+        folder.mkdir(parents=True)
+        for i, name in enumerate(names):
+            if len(first) < FEW:
+                small = Image.fromarray(rng.integers(0, 256, (14, 14, 3), dtype=np.uint8))
+                small.resize((PHOTO, PHOTO), Image.Resampling.BICUBIC).save(folder / name, quality=90)
+                first.append(folder / name)
+            else:
+                os.link(first[i % FEW], folder / name)
+        rows, val = [f"{name},{i % 2}" for i, name in enumerate(names)], max(20, count // 200)
+        for split, part in (("val", rows[:val]), ("train", rows[val:])):
+            (root / domain / f"{split}.csv").write_text("\n".join(["image_name,label", *part, ""]))
+
+
+def measure_large(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Seconds and peak memory of training on photos, decoded and then from the cache, and of predicting all of them.
+
+    Beside FEW of them, whose memory is that of the network, near enough.
+    """
+    found: dict[str, Any] = {}
+    arch, script = "mobilenet_v3_small", {name: str(ROOT / f"{name}.py") for name in ("train", "inference")}
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    for count in sorted({FEW, args.large}):
+        with tempfile.TemporaryDirectory() as folder:
+            print(f"{count} photos", flush=True)
+            write_photos(Path(folder, "data"), count)
+            words = [script["train"], "--data_root", f"{folder}/data", "--source_file", "one", "--target_file", "two"]
+            words += ["--train_mode", "dann", "--arch", arch, "--weights", "none", "-bs", "16"]
+            words += [
+                "--max_steps",
+                str(PHOTO_STEPS),
+                "--save_dir",
+                folder,
+                "--cache",
+                f"{folder}/cache",
+                "--device",
+                device.type,
+            ]
+            given = ["--checkpoint", f"{folder}/first", "--test_loc", f"{folder}/data", "--out_path", folder]
+            commands = {
+                "first_launch": [*words, "--run_name", "first"],
+                "second_launch": [*words, "--run_name", "second"],
+                "prediction": [script["inference"], *given, "--device", device.type],
+            }
+            found[str(count)] = {}
+            for name, command in commands.items():
+                began = time.monotonic()
+                measured = [sys.executable, "-c", PEAK, sys.executable, *command]
+                done = subprocess.run(measured, check=True, stdout=subprocess.PIPE, text=True)
+                seconds, megabytes = time.monotonic() - began, int(done.stdout) * unit / 1e6
+                found[str(count)][f"{name}_seconds"] = round(seconds, 1)
+                found[str(count)][f"{name}_peak_megabytes"] = round(megabytes)
+                print(f"  {name}: {seconds:.0f} s, {megabytes:.0f} MB", flush=True)
+    return {"photos": found, "size": PHOTO, "arch": arch, "repeats": 1}
+
+
 # Time to accuracy
 
 
@@ -465,6 +549,7 @@ MEASURES = {
     "start": measure_start,
     "growth": measure_growth,
     "accuracy": measure_accuracy,
+    "large": measure_large,
 }
 
 
@@ -480,7 +565,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     command = shlex.join(["python", "lab/benchmark.py", *(sys.argv[1:] if argv is None else argv)])
     about = {"repeats": args.repeats, "device": describe_device(device), "versions": versions(), "command": command}
     for part in args.parts:
-        found[part] = {**MEASURES[part](args, device), **about}
+        found[part] = {**about, **MEASURES[part](args, device)}
         write_json(file, found)
         print(json.dumps(found[part], indent=2), flush=True)
     return found

@@ -464,6 +464,14 @@ START = {
     "peak memory, MB": "peak_memory_megabytes",
     "of it the training images, MB": "raw_train_megabytes",
 }
+LARGE = {
+    "first launch, s": "first_launch_seconds",
+    "first launch, MB": "first_launch_peak_megabytes",
+    "from the cache, s": "second_launch_seconds",
+    "from the cache, MB": "second_launch_peak_megabytes",
+    "prediction, s": "prediction_seconds",
+    "prediction, MB": "prediction_peak_megabytes",
+}
 
 
 def numbers(place: str, found: dict[str, Any], keys: Iterable[str]) -> list[str]:
@@ -498,6 +506,13 @@ def speed_block(folder: Path) -> list[str]:
             rates = growth["images_per_second"]
             row = ["training, images/s", *numbers(f"{file} growth images_per_second", rates, rates)]
             lines += ["", *table(["images a domain", *(f"{int(count):,}" for count in rates)], [row])]
+        if large := found.get("large"):
+            check_kinds(f"{file} large", large, photos=dict, arch=str)
+            rows = [
+                [f"{int(count):,}", *numbers(f"{file} large {count}", measured, LARGE.values())]
+                for count, measured in large["photos"].items()
+            ]
+            lines += ["", *table([f"photos, `{large['arch']}`", *LARGE], rows)]
         if reached := found.get("accuracy"):
             check_kinds(f"{file} accuracy", reached, steps=int, seconds_to=dict)
             head = f"USPS val accuracy, `dann --max_steps {reached['steps']} --val_period 100`"

@@ -13,6 +13,7 @@ import torch
 from conftest import QUICK, after_each_step, ctrl_c_in_step, ended, quick_run, same_state, same_tensors
 from PIL import Image
 from torch import Tensor, nn
+from torchvision import models
 
 import backbones
 import export
@@ -80,6 +81,18 @@ def test_a_backbone_is_a_network_without_its_head_that_gives_a_vector_an_image(a
         body = backbone(arch)
         assert not any(getattr(layer, "out_features", 0) == 1000 for layer in body.modules())
         assert width(body, arch, 64) == {"resnet18": 512, "squeezenet1_1": 512}.get(arch, width(body, arch, 96))
+
+
+@pytest.mark.parametrize("arch", ["googlenet", "inception_v3"])
+def test_auxiliary_classifiers_of_downloaded_weights_are_gone_as_they_are_from_a_checkpoint(
+    arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought = getattr(models, arch)(aux_logits=True, init_weights=False).state_dict()
+    monkeypatch.setattr(models.get_model_weights(arch), "get_state_dict", lambda *_, **__: brought)
+    body = backbone(arch, "default")
+    with torch.device("meta"):
+        assert body.state_dict().keys() == backbone(arch).state_dict().keys() < brought.keys()
+    assert body.train()(torch.zeros(2, 3, 96, 96)).shape == (2, width(body, arch, 96))
 
 
 def test_every_classification_network_of_torchvision_has_preprocessing_and_a_name_that_is_known() -> None:

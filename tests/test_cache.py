@@ -23,8 +23,9 @@ import dataset
 import train
 from cache import Cache, Stored
 from dataset import Batches, Domain, read_domain, read_image, read_images
+from latent import read_validation
 from listing import list_split
-from runs import load_checkpoint
+from runs import build_network, load_checkpoint
 from utils import UserError
 
 COUNT = 100
@@ -110,6 +111,18 @@ def test_rows_of_a_file_are_those_of_the_memory(root: Path, folder: Path, monkey
     assert np.array_equal(np.load(only_file(folder)), in_memory.images[:].numpy())  # a file that NumPy reads
 
 
+def test_threads_that_read_one_file_at_a_time_each_get_their_rows(
+    root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_memory = read(root, None)
+    monkeypatch.setattr(dataset, "WHOLE", 0)
+    on_disk = read(root, folder)
+    rows = [torch.randint(0, COUNT, (50,), generator=torch.Generator().manual_seed(i)) for i in range(100)]
+    with dataset.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda which: on_disk.images[which], rows))
+    assert all(torch.equal(images, in_memory.images[which]) for images, which in zip(found, rows, strict=True))
+
+
 def test_batches_for_a_gpu_are_read_ahead_and_the_same(
     root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +134,40 @@ def test_batches_for_a_gpu_are_read_ahead_and_the_same(
     for step in (0, 1, 2, 9, 3, 4):
         assert torch.equal(batches(step)[0], wanted(step)[0])
         assert list(batches.ahead) == [step + 1]
+
+
+def test_a_large_domain_without_a_cache_is_not_copied_to_the_device_as_a_whole(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain, device = read(root, None), torch.device("meta")
+    for most, place in ((domain.images.nbytes, "meta"), (32 * 8 * 8 * 3, "cpu")):
+        monkeypatch.setattr(dataset, "WHOLE", most)
+        batches = Batches(domain, 32, 0, 0, device)
+        assert isinstance(batches.inputs, torch.Tensor)
+        assert batches.inputs.device.type == place
+    for step in range(7):
+        x, _ = batches(step)
+        assert (x.device, x.shape) == (device, (32, 3, 8, 8))
+
+
+def test_the_test_split_and_the_latent_space_decode_nothing_that_is_in_the_cache(
+    tmp_path: Path, decoded: list[Path], no_figures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cached"))
+    for seed, domain in enumerate(("mnistm", "usps")):
+        write_domain(tmp_path / "data" / domain, {"train": 40, "val": 20, "test": 20}, seed)
+    flags = ("dann", "usps", "--eval_split", "test", "--cache", str(tmp_path / "cached" / "dann-digits"))
+    for count in (140, 0):
+        run = quick_run(tmp_path / "data", tmp_path / "runs", *flags)
+        assert (len(decoded), run["images"]["target_test"]) == (count, 20)
+        decoded.clear()
+    net, classes = build_network(tmp_path, load_checkpoint(Path(run["folder"]) / "last.pt"), torch.device("cpu"))
+    for domain in ("mnistm", "usps"):
+        assert len(read_validation(tmp_path / "data", domain, classes, net)[0]) == 20
+    assert decoded == []
+    shutil.rmtree(tmp_path / "cached")
+    read_validation(tmp_path / "data", "usps", classes, net)
+    assert (len(decoded), (tmp_path / "cached").exists()) == (20, False)
 
 
 # What happens to the images

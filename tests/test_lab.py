@@ -154,6 +154,7 @@ RUN = "dann_usps_tuned_small_seed0"
         ("benchmark-cpu", "growth.images_per_second", None),
         ("benchmark-cpu", "training", {"repeats": 1, "device": "x", "small": {"images_per_second": 1.0}}),
         ("benchmark-cpu", "start", {"repeats": 1, "device": "x"}),
+        ("benchmark-cpu", "large", {"repeats": 1, "device": "x", "arch": "x", "photos": {"9": {}}}),
         ("soak", "counts", None),
         ("soak", "counts.CSVs", "many"),
     ],
@@ -170,7 +171,7 @@ def test_a_result_that_lacks_what_the_tables_state_is_refused_by_file_and_key_an
     code, out, error = ended(tables)
     assert (code, out, len(error.splitlines())) == (2, "", 1)
     assert str(file) in error
-    missing = {"training": "plain_images_per_second", "start": "import_train_seconds"}
+    missing = {"training": "plain_images_per_second", "start": "import_train_seconds", "large": "first_launch"}
     wanted = next(iter(value)) if key in ("scores", "losses") else missing.get(key, key.split(".")[-1])
     assert wanted in error.replace(str(file), "")
     assert (project / "README.md").read_text() == old
@@ -561,12 +562,12 @@ def test_operations_of_the_published_step_are_those_counted_by_hand(monkeypatch:
 def test_a_benchmark_ends_in_a_json_from_which_the_tables_are_made(
     demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("QUICK_STEPS", 10), ("COUNTS", (200, 400))):
+    for name, value in (("QUICK_STEPS", 10), ("COUNTS", (200, 400)), ("FEW", 80), ("PHOTO_STEPS", 1)):
         monkeypatch.setattr(benchmark, name, value)
     flags = ["--data_root", str(demo_data), "--out", str(tmp_path), "--device", "cpu", "--seeds", "0"]
-    flags += ["--repeats", "1", "--steps", "2", "--images", "40", "--parts"]
+    flags += ["--repeats", "1", "--steps", "2", "--images", "40", "--large", "100", "--parts"]
     kept = benchmark.main([*flags, "training"])["training"]
-    found = benchmark.main([*flags, "prediction", "start", "growth", "accuracy"])
+    found = benchmark.main([*flags, "prediction", "start", "growth", "accuracy", "large"])
     assert found["training"] == kept  # parts that are not run keep what the file says of them
     assert found == json.loads((tmp_path / "benchmark-cpu.json").read_text())
     assert found["prediction"]["small"]["images"] == 40
@@ -580,3 +581,5 @@ def test_a_benchmark_ends_in_a_json_from_which_the_tables_are_made(
     assert row(block, "images a domain")[1:] == ["200", "400"]
     assert row(block, "0.82392")
     assert row(block, "reading the PNGs, s")
+    assert found["large"]["photos"].keys() == {"80", "100"}
+    assert row(block, "100")

@@ -84,6 +84,20 @@ def test_where_the_images_are_gone_the_page_says_so_and_has_the_figures_of_the_r
     assert data_of(tmp_path / "run.html")["latent"] == []
 
 
+def test_a_run_whose_checkpoints_are_gone_or_damaged_stands_in_the_page_of_several_without_its_images(
+    kept_run: Path, dann_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(kept_run, tmp_path / "run", ignore=shutil.ignore_patterns("*.pt"))
+    flags = ("--html", tmp_path / "run.html", "--out_path", tmp_path / "x.png")
+    for damaged in (False, True):
+        if damaged:
+            (run / "last.pt").write_bytes(b"PK")
+        code, out, _ = ended(report, run, dann_run, *flags)
+        assert (code, re.search(f"the validation images are not shown: .*{run}", out) is not None) == (1, True)
+        assert [view["run"] for view in data_of(tmp_path / "run.html")["latent"]] == [dann_run.name]
+        assert "the validation images are not shown" in (tmp_path / "run.html").read_text()
+
+
 def test_a_page_without_plotly_or_with_no_pages_name_is_refused_and_nothing_is_written(
     dann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

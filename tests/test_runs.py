@@ -344,6 +344,16 @@ def test_each_kind_of_bad_checkpoint_is_refused_by_name_and_runs_nothing(
     assert list(contents(tmp_path)) == ["x.pt"]
 
 
+def test_a_file_of_any_size_is_read_that_unpacks_to_no_more_than_it_has(
+    dann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "MAX_BYTES", 1000)
+    assert load_checkpoint(dann_run / "last.pt")["step"] == 12
+    (tmp_path / "x.pt").write_bytes(repacked((dann_run / "last.pt").read_bytes(), "data/0", bytes(1 << 20)))
+    with pytest.raises(UserError, match=r"x\.pt unpacks to"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
 def test_a_run_folder_stands_for_the_checkpoint_that_its_result_selected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="absent"):
         resolve_checkpoint(tmp_path / "absent")

@@ -4,6 +4,8 @@ import argparse
 import ast
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +14,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -190,23 +192,34 @@ def test_one_process_needs_no_wrapper() -> None:
     assert alone.wrap(objective) is objective
     assert alone.any(True, CPU, 3) is True
     assert alone.any(False, CPU, 3) is False
-    assert alone.from_main("x") == "x"
+    assert alone.from_main(lambda: "x") == "x"
+    assert alone.main_first(lambda: "x") == "x"
     assert alone.gather(torch.ones(2)).tolist() == [1, 1]
+
+
+RUN: dict[str, Any] = {
+    "env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
+    "text": True,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.PIPE,
+}
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def launched(*flags: str) -> list[str]:
+    """The beginning of a command that starts several processes."""
+    return [sys.executable, "-m", "torch.distributed.run", *flags]
 
 
 def torchrun(*command: str, timeout: int = 240) -> subprocess.CompletedProcess[str]:
     """A command as two processes on the CPU."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port), *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    words = launched("--nproc-per-node", "2", "--master-port", free_port())
+    return subprocess.run([*words, *command], timeout=timeout, check=False, **RUN)
 
 
 def train_by_two(*words: str) -> subprocess.CompletedProcess[str]:
@@ -285,6 +298,73 @@ def test_two_processes_train_a_backbone_or_its_heads_alone(
     kept = [torch.equal(trained[f"feature_extractor.backbone.{name}"], start[name]) for name in CONVOLUTIONS]
     assert kept == [bool(freeze)] * len(CONVOLUTIONS)
     assert read_json(tmp_path / "x" / "result.json")["processes"] == 2
+
+
+COUNTED = """
+    import os
+    import dataset, model, train
+    from utils import run_script
+
+    def counted(name, inner):
+        def outer(*given):
+            with open(f"FOLDER/{name}{os.environ['RANK']}", "a") as file:
+                print(file=file)
+            return inner(*given)
+        return outer
+
+    dataset.read_image = counted("decoded", dataset.read_image)
+    model.DANN.backbone_features = counted("features", model.DANN.backbone_features)
+    run_script(train.main)
+"""
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_decodes_and_computes_the_features_that_both_then_read(
+    small_data: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "counted.py"
+    script.write_text(textwrap.dedent(COUNTED).replace("FOLDER", str(tmp_path)))
+    words = ["--data_root", str(small_data), "--train_mode", "dann", "--target_file", "usps"]
+    words += [*QUICK, "--max_steps", "2"]
+    words += ["--arch", "resnet18", "--weights", "none", "--freeze", "--size", "32", "--save_dir", str(tmp_path)]
+    done = torchrun(str(script), *words, "--cache", str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert {file.name for file in tmp_path.glob("[df]*[01]") if file.is_file()} == {"decoded0", "features0"}
+    done = torchrun(str(script), *words, "--cache", "none")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "decoded1").stat().st_size == (tmp_path / "decoded0").stat().st_size / 2
+
+
+@pytest.mark.slow
+def test_two_nodes_of_one_process_make_one_run_and_it_names_the_command_of_the_first(
+    small_data: Path, tmp_path: Path
+) -> None:
+    words = ["--data_root", str(small_data), "--train_mode", "dann", "--target_file", "usps", *QUICK]
+    words += ["--save_dir", str(tmp_path), "--run_name", "x"]
+    first = ["--nnodes", "2", "--node-rank", "0", "--master-addr", "127.0.0.1", "--master-port", free_port()]
+    first += ["--nproc-per-node", "1"]
+    second = [{"0": "1"}.get(word, word) for word in first]
+    nodes = [
+        subprocess.Popen([*launched(*flags), str(PROJECT / "train.py"), *words], **RUN) for flags in (first, second)
+    ]
+    told = [node.communicate(timeout=240) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], told
+    result = read_json(tmp_path / "x" / "result.json")
+    assert (result["processes"], result["command"]) == (2, shlex.join(["torchrun", *first, "train.py", *words]))
+    assert told[1][0] == ""  # the second node says nothing
+
+
+@pytest.mark.slow
+def test_an_image_that_is_missing_ends_both_processes_in_one_sentence(small_data: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(small_data, tmp_path / "data")
+    image = next((data / "usps" / "data").iterdir())
+    image.unlink()
+    done = train_by_two("--data_root", str(data), "--save_dir", str(tmp_path / "runs"))
+    assert done.returncode != 0
+    assert done.stderr.count(str(image)) == 1
+    assert "exitcode  : 2" in done.stderr  # as torchrun reports it
+    assert "Error: " not in done.stderr.replace("ChildFailedError: ", "")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
