@@ -61,7 +61,7 @@ WHOLE = {
     "tuned": {"steps": {"source": 500, "dann": 1000, "target": 500}, "batch_size": 32, "lr": 1e-3},
     "strong": {"steps": {"source": 1000, "dann": 2000, "target": 1000}, "batch_size": 32, "lr": 1e-3},
 }
-FROZEN = {"tuned": {"steps": dict.fromkeys(MODES, 300), "batch_size": 64, "lr": 2e-3}}
+FROZEN = {"tuned": {"steps": dict.fromkeys(MODES, 300), "batch_size": 64, "lr": 2e-3, "lambda_max": 0.05}}
 # The parts that a mode can have: labels alone need no adaptation, and a target has surroundings of its own.
 PARTS_OF_MODE = {"source": {"augmentation", "distractors"}, "dann": set(PARTS), "target": {"augmentation"}}
 
