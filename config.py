@@ -291,7 +291,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         type=bounded(float, 0, 100, exclusive=True),
         metavar="X",
         help="weight of the reversed domain gradient at the end of its schedule (default: by recipe: paper 1, tuned "
-        "0.2, strong 0.1)",
+        "0.2, with --freeze 0.05, strong 0.1)",
     )
     length.add_argument("--seed", type=SEED, default=0, metavar="N", help="seed of everything random (default: 0)")
     run = parser.add_argument_group("run")
