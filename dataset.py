@@ -4,6 +4,7 @@ A batch, permuted, is channels_last at no cost.
 """
 
 import contextlib
+import inspect
 import os
 import threading
 from collections import deque
@@ -29,7 +30,6 @@ MAX_PIXELS = 200_000_000  # a larger image is taken for a decompression bomb
 LARGE_PIXELS = 4_000_000  # images above it are decoded one at a time: a few threads with one each would fill the memory
 one_large_image = threading.Lock()
 CHUNK = 64  # images that a thread decodes at a time
-DECODER = Path(__file__).read_bytes()  # this code: another version of it may give other pixels
 WHOLE = 512 << 20  # bytes of images up to which a domain is held in memory and, whole, on the device
 
 
@@ -138,6 +138,10 @@ def read_image(path: Path, size: int, wanted: Preprocessing | None = None) -> np
         if path.suffix.lower() in (".heic", ".heif"):
             return "an image that needs the package pillow-heif; pip install pillow-heif"
         return f"not a readable image ({type(error).__name__})"
+
+
+# Another version of this code may give other pixels; read now, as the program may have fewer rights later.
+DECODER = "".join(inspect.getsource(part) for part in (to_rgb, contrast, square, read_image)).encode()
 
 
 def decode(
