@@ -105,7 +105,8 @@ def test_every_file_of_ours_that_a_page_names_is_there(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md"])
-def test_no_line_of_prose_is_wider_than_120_columns(page: str) -> None:
+def test_the_readme_has_150_lines_at_most_and_no_line_of_prose_is_wider_than_120_columns(page: str) -> None:
+    assert len(PAGES[page].splitlines()) <= 150
     prose = re.sub(r"<!-- (\w+): begin.*?<!-- \1: end -->", "", PAGES[page], flags=re.S)  # what tables.py writes
     assert [line for line in prose.splitlines() if len(line) > 120 and not line.startswith("|")] == []
 
