@@ -166,6 +166,7 @@ if has photos; then
                 pair=${source}_$target
                 photo "source_$pair" runs/pacs source "$target" "$seed" --source_file "$source"
                 photo "dann_$pair" runs/pacs dann "$target" "$seed" --source_file "$source"
+                photo "balance_$pair" runs/pacs dann "$target" "$seed" --source_file "$source" --balance
                 photo "plain_$pair" runs/pacs dann "$target" "$seed" --source_file "$source" --without priors confusion
                 photo "without_adversarial_$pair" runs/pacs dann "$target" "$seed" --source_file "$source" --without adversarial
                 photo "statistics_$pair" runs/pacs dann "$target" "$seed" --source_file "$source" \

@@ -137,6 +137,7 @@ ON_PHOTOS = {
     "DANN alone": "plain",
     "`dann --without adversarial`": "without_adversarial",
     "`dann`": "dann",
+    "`dann --balance`": "balance",
 }
 
 Result = dict[str, Any]
@@ -311,7 +312,9 @@ def photos_block(folder: Path) -> list[str]:
 def photos_mean_block(folder: Path) -> list[str]:
     """The means over the pairs alone, of adaptation and of what it is held against."""
     found = {
-        words: column for words, column in on_photos(folder).items() if words in ("`source`", "DANN alone", "`dann`")
+        words: column
+        for words, column in on_photos(folder).items()
+        if words in ("`source`", "DANN alone", "`dann`", "`dann --balance`")
     }
     return table(["runs", *found], [["photos, mean of 12 pairs", *map(mean_over_pairs, found.values())]])
 
