@@ -47,13 +47,13 @@ class Objective(nn.Module):
         lambda_p: float = 0.0,
         pseudo: tuple[Tensor, Tensor] | None = None,
         weight_u: float = 1.0,
-        ratio: Tensor | None = None,
+        priors: Tensor | None = None,
         y_t: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """L_y of the labelled images; with target images L_d too, L_c and, with the teacher's `pseudo` labels, L_u.
 
         x_s, x_t: uint8 or float [B, 3, H, W] in 0..255, y_s: int64 [B], pseudo: labels int64 [B] and mask float [B] of
-        x_t, for L_u times weight_u. ratio: float [K], see minimum_class_confusion. Returns the losses and the logits of
+        x_t, for L_u times weight_u. priors: float [K], of the target's classes. Returns the losses and the logits of
         x_t, [B, K], None where no part needs them. With net.norm `domain` source and target pass BatchNorm apart: each
         is normalised by its own batch and keeps running statistics of its own. Without x_t the labelled images are
         those of net.predict_as. With y_t, int64 [B], there is L_y alone, of both domains.
@@ -73,7 +73,7 @@ class Objective(nn.Module):
             return losses, None
         z_t = net.label_classifier(f_t).float()  # [B, K]
         if "confusion" in self.parts:
-            losses["L_c"] = minimum_class_confusion(z_t, ratio)
+            losses["L_c"] = minimum_class_confusion(z_t, priors)
         if pseudo:
             labels, mask = pseudo
             losses["L_u"] = weight_u * pseudo_label_loss(z_t, labels, mask)
@@ -110,22 +110,22 @@ def domain_loss(d_hat: Tensor, count_s: int) -> tuple[Tensor, Tensor]:
     return F.cross_entropy(d_hat, d), (d_hat.argmax(1) == d).float().mean()
 
 
-def minimum_class_confusion(z_t: Tensor, ratio: Tensor | None = None, temperature: float = 2.5) -> Tensor:
+def minimum_class_confusion(z_t: Tensor, priors: Tensor | None = None, temperature: float = 2.5) -> Tensor:
     """L_c: how far the answers on the target confuse classes with each other, 0..1; no label is used.
 
     z_t: logits float [B, K]. With p = softmax(z / temperature) and w_i = 1 + exp(-H(p_i)), normalised to mean 1, the
     classes are confused by C = sum_i w_i p_i p_i^T, its rows normalised to 1; L_c is the mean over the rows of what
     lies beside the diagonal. Source: Jin et al., arXiv 1912.03699 (ECCV 2020), equations 2 to 6.
 
-    ratio: float [K], the class priors of the target over those of the source, by which the rows count in that mean
-    (ours): all rows alike pull images into classes that the target hardly has.
+    priors: float [K], of the target's classes, by which the rows count in that mean (ours): all rows alike pull images
+    into classes that the target hardly has.
     """
     p = (z_t / temperature).softmax(1)  # [B, K]
     w = 1 + (-entropy(p)).exp()  # [B]
     confusion = (p * (w / w.mean()).detach()[:, None]).T @ p  # [K, K]
     rows = confusion.sum(1).clamp_min(torch.finfo(p.dtype).tiny)  # [K], a class that no image can be: not 0 / 0
     certain = confusion.diagonal() / rows  # [K]
-    return 1 - (certain.mean() if ratio is None else (certain * ratio).sum() / ratio.sum())
+    return 1 - (certain.mean() if priors is None else (certain * priors).sum() / priors.sum())
 
 
 def pseudo_label_loss(logits_t: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
@@ -145,47 +145,41 @@ def ramp(p: float, end: float) -> float:
     return math.exp(-5.0 * (1.0 - min(1.0, p / end)) ** 2)
 
 
-def estimate_priors(q: Tensor, trained: Tensor, source: Tensor, iterations: int = 20) -> Tensor:
+def estimate_priors(q: Tensor, trained: Tensor, iterations: int = 20) -> Tensor:
     """Class priors float [K] of the images behind answers q float [N, K] of a classifier for the priors `trained` [K].
 
-    EM from `trained` on: priors_k <- mean q_k priors_k / trained_k, normalised to 1 for each image, with K images of
-    the priors `source` beside them, so that no class is given up. Source: Saerens et al. 2002, "Adjusting the outputs
-    of a classifier to new a priori probabilities: a simple procedure".
+    EM from `trained` on: priors_k <- mean q_k priors_k / trained_k, normalised to 1 for each image, with an image of
+    each class beside them, so that no class is given up. Source: Saerens et al. 2002, "Adjusting the outputs of a
+    classifier to new a priori probabilities: a simple procedure".
     """
     priors = trained
     for _ in range(iterations):
         r = q * (priors / trained)  # [N, K]
-        priors = ((r / r.sum(1, keepdim=True)).sum(0) + len(source) * source) / (len(q) + len(source))
+        priors = ((r / r.sum(1, keepdim=True)).sum(0) + 1) / (len(q) + len(trained))
     return priors
 
 
 class ClassPriors:
     """The target's class priors, estimated without its labels, and source batches that have them.
 
-    labels_s: int64 [N] of the source, whose shares by class are `source` [K]. `target` [K] begins there and moves every
-    PERIOD steps by RATE to the estimate from the answers on the last WINDOW batches, or back to `source` while those
-    answers are unsure, their entropy half of their diversity or more: EM makes priors that no one has of such answers.
-    Batches drawn by it have the target's priors in all that they enter, L_y, L_d and BatchNorm's statistics; weights in
-    the losses (Combes et al., arXiv 2003.04475) leave the statistics those of the source, and were worse. The
-    classifier is then one for the priors `target`: taken for one of `source`, each estimate counts the one before
-    again, and rare classes are lost (lab/NOTES.md). balance: `source` is all classes alike.
+    labels_s: int64 [N] of the source, whose shares by class are `source` [K]. `target` [K] begins with all classes
+    alike, as one that is rare in the source would be lost before its first answer. Every PERIOD steps it moves by RATE
+    to the estimate from the answers on the last WINDOW batches, or back to its beginning while those are unsure, their
+    entropy half of their diversity or more: EM makes priors that no one has of such answers. Batches drawn by it have
+    the target's priors in all that they enter, L_y, L_d and BatchNorm's statistics; weights in the losses (Combes et
+    al., arXiv 2003.04475) leave the statistics those of the source, and were worse. The classifier is then one for the
+    priors `target`: taken for one of `source`, each estimate counts the one before again, and rare classes are lost
+    (lab/NOTES.md).
     """
 
     WINDOW, PERIOD, RATE = 16, 5, 0.1
 
-    def __init__(self, labels_s: Tensor, num_classes: int, device: torch.device, balance: bool = False) -> None:
+    def __init__(self, labels_s: Tensor, num_classes: int, device: torch.device) -> None:
         self.rows = labels_s.argsort(stable=True).to(device)  # class by class
         self.counts = labels_s.bincount(minlength=num_classes).to(device)
         self.source = self.counts / len(labels_s)
-        if balance:
-            self.source = torch.full_like(self.source, 1 / num_classes)
-        self.target = self.source.clone()
+        self.target = torch.full_like(self.source, 1 / num_classes)
         self.answers: list[Tensor] = []  # of the last batches, [B, K] each
-
-    @property
-    def ratio(self) -> Tensor:
-        """The target's priors over the source's, float [K]."""
-        return self.target / self.source
 
     def draw(self, count: int) -> Tensor:
         """Rows int64 [count] of source images, their classes drawn by `target`, any image of a class alike."""
@@ -200,7 +194,7 @@ class ClassPriors:
         if (step + 1) % self.PERIOD == 0:
             q = torch.cat(self.answers)
             unsure, spread = entropy_and_diversity(q)
-            estimate = torch.where(unsure < 0.5 * spread, estimate_priors(q, self.target, self.source), self.source)
+            estimate = torch.where(unsure < 0.5 * spread, estimate_priors(q, self.target), 1 / len(self.target))
             self.target.lerp_(estimate, self.RATE)
 
     def state_dict(self) -> dict[str, Any]:

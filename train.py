@@ -323,7 +323,7 @@ def start_run(
         precision=choose_precision(settings.precision, device),
     )
     if "priors" in recipe.parts and data.labelled.labels is not None:
-        run.priors = ClassPriors(data.labelled.labels, len(data.classes), device, settings.balance)
+        run.priors = ClassPriors(data.labelled.labels, len(data.classes), device)
     if mode != "dann":
         net.domain_classifier.requires_grad_(False)  # not trained
     again = settings.resume and (folder / "last.pt").exists()
@@ -415,13 +415,13 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
             x_t, y_t = batch_t(run.step) if batch_t else (None, None)
             with autocast():
                 pseudo = run.teacher.label(x_t) if run.teacher and x_t is not None else None
-            ratio = run.priors.ratio if run.priors else None
+            priors = run.priors.target if run.priors else None
             if "augmentation" in recipe.parts:  # in float32: bfloat16 would round the sampling grid
                 paste = kind == "digits" and "distractors" in recipe.parts
                 x_s = views(x_s, kind, paste, settings.mirror)
                 x_t = views(x_t, kind, False, settings.mirror) if x_t is not None else None
             with autocast():
-                losses, z_t = objective(x_s, y_s, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end), ratio, y_t)
+                losses, z_t = objective(x_s, y_s, x_t, lambda_p, pseudo, ramp(p, recipe.ramp_end), priors, y_t)
 
             for group in run.optimizer.param_groups:
                 group["lr"] = lr * group.get("rate", 1.0)

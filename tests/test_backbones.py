@@ -503,7 +503,7 @@ def test_any_photo_becomes_a_square_upright_and_in_its_colours(kind: str, tmp_pa
 # Class priors
 
 
-def test_balance_draws_the_classes_alike_and_every_image_of_a_class(photos: Path, tmp_path: Path) -> None:
+def test_balance_draws_the_classes_alike_and_every_image_of_a_class() -> None:
     labels = torch.tensor([0] * 90 + [1] * 9 + [2])
     domain = Domain(torch.zeros(100, 2, 2, 3, dtype=torch.uint8), labels, [str(i) for i in range(100)])
     batches = Batches(domain, 32, 0, SOURCE, CPU, balance=True)
@@ -512,5 +512,3 @@ def test_balance_draws_the_classes_alike_and_every_image_of_a_class(photos: Path
     assert drawn.bincount()[90:99].min() > 60
     again = Batches(domain, 32, 0, SOURCE, CPU, balance=True)
     assert torch.equal(again.indices(7), batches.indices(7))
-    found = quick_run(photos, tmp_path, "dann", "usps", *FROZEN, "--balance")
-    assert [prior["source"] for prior in found["class_priors"].values()] == pytest.approx([1 / 3] * 3)

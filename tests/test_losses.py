@@ -218,8 +218,8 @@ def test_minimum_class_confusion_is_that_computed_by_hand() -> None:
     rows = confusion / confusion.sum(1, keepdims=True)
     beside = rows.sum(1) - rows.diagonal()
     assert minimum_class_confusion(z).item() == pytest.approx(beside.mean(), abs=1e-6)
-    ratio = torch.tensor([0.5, 2.0, 1.0])
-    assert minimum_class_confusion(z, ratio).item() == pytest.approx((0.5, 2, 1) @ beside / 3.5, abs=1e-6)
+    priors = torch.tensor([0.5, 2.0, 1.0]) / 3.5
+    assert minimum_class_confusion(z, priors).item() == pytest.approx((0.5, 2, 1) @ beside / 3.5, abs=1e-6)
 
 
 def test_minimum_class_confusion_is_0_for_certain_answers_and_greatest_for_answers_that_tell_nothing() -> None:
@@ -256,7 +256,8 @@ def test_unsure_answers_move_nothing_and_no_class_is_ever_given_up() -> None:
     priors = ClassPriors(torch.tensor([0, 0, 0, 1]), 2, torch.device("cpu"))
     for step in range(100):
         priors.follow(torch.tensor([[1.0, 0.0]] * 64 + [[0.0, 0.8]] * 64), step)
-    assert torch.equal(priors.target, priors.source)
+    assert priors.target.tolist() == pytest.approx([0.5, 0.5])
+    assert priors.source.tolist() == [0.75, 0.25]
     for step in range(2000):
         priors.follow(torch.tensor([[9.0, -9.0]] * 127 + [[-9.0, 9.0]]), step)
     assert 1e-4 < priors.target[1] < 0.02
@@ -279,7 +280,7 @@ def test_a_whole_step_runs_where_its_data_is_without_reading_a_value(arch: str, 
         pseudo = teacher.label(x_t)
         x_s, x_t = views(x_s, "digits", paste=True), views(x_t, "digits", paste=False)
     priors = ClassPriors(torch.arange(10), 10, META)
-    losses, z_t = Objective(net, PARTS)(x_s, y_s, x_t, 0.5, pseudo, 0.5, priors.ratio)
+    losses, z_t = Objective(net, PARTS)(x_s, y_s, x_t, 0.5, pseudo, 0.5, priors.target)
     total(losses).backward()
     optimizer.step()
     assert z_t is not None
