@@ -86,6 +86,7 @@ from utils import (
     UserError,
     choose_device,
     choose_precision,
+    crowded,
     describe_device,
     join_ranks,
     note,
@@ -456,6 +457,7 @@ class Meter:
     def __init__(self, run: Run, label: str, images_a_step: int, shown: bool) -> None:
         self.run, self.images_a_step = run, images_a_step
         self.progress = Progress(run.total_steps, label, "steps", run.step) if shown else None
+        self.warned = False  # of a crowded machine
         self.restart()
 
     def restart(self) -> None:
@@ -486,6 +488,9 @@ class Meter:
     def say(self, text: str) -> None:
         if self.progress:
             self.progress.say(text)
+            if not self.warned and (busy := crowded(self.run.net.device)):
+                note(busy)
+                self.warned = True
 
     def close(self) -> None:
         if self.progress:

@@ -386,6 +386,17 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
 # Progress and interrupts
 
 
+def crowded(device: torch.device) -> str | None:
+    """A sentence where other programs keep the cores busy that the threads of this run share; None where not."""
+    cores, load = os.cpu_count() or 1, os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if device.type != "cpu" or torch.get_num_threads() == 1 or load < 1.5 * cores:
+        return None
+    return (
+        f"other programs keep the {cores} cores busy (load {load:.1f}), and threads that wait for each other are then "
+        "many times slower: Ctrl-C, and go on with --resume and OMP_NUM_THREADS=1 in front, in each run beside it, too."
+    )
+
+
 class Progress:
     """Done, rate, time left, a loss or accuracy: a tqdm bar on a terminal, else a line about every `every` seconds."""
 

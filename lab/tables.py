@@ -137,7 +137,6 @@ ON_PHOTOS = {
     "DANN alone": "plain",
     "`dann --without adversarial`": "without_adversarial",
     "`dann`": "dann",
-    "`dann --balance`": "balance",
 }
 
 Result = dict[str, Any]
@@ -312,9 +311,7 @@ def photos_block(folder: Path) -> list[str]:
 def photos_mean_block(folder: Path) -> list[str]:
     """The means over the pairs alone, of adaptation and of what it is held against."""
     found = {
-        words: column
-        for words, column in on_photos(folder).items()
-        if words in ("`source`", "DANN alone", "`dann`", "`dann --balance`")
+        words: column for words, column in on_photos(folder).items() if words in ("`source`", "DANN alone", "`dann`")
     }
     return table(["runs", *found], [["photos, mean of 12 pairs", *map(mean_over_pairs, found.values())]])
 
@@ -467,6 +464,16 @@ START = {
     "peak memory, MB": "peak_memory_megabytes",
     "of it the training images, MB": "raw_train_megabytes",
 }
+RUN_PARTS = {
+    "steps": "steps",
+    "imports": "imports",
+    "images, from the cache": "load_data",
+    "network": "start_run",
+    "five validations, with both distances": "validate",
+    "checkpoints": "save_run",
+    "figures": "draw_figures",
+    "training on the source alone, for the warning of harm": "against_source_only",
+}
 LARGE = {
     "first launch, s": "first_launch_seconds",
     "first launch, MB": "first_launch_peak_megabytes",
@@ -517,10 +524,12 @@ def speed_block(folder: Path) -> list[str]:
             ]
             lines += ["", *table([f"photos, `{large['arch']}`", *LARGE], rows)]
         if reached := found.get("accuracy"):
-            check_kinds(f"{file} accuracy", reached, steps=int, seconds_to=dict)
-            head = f"USPS val accuracy, `dann --max_steps {reached['steps']} --val_period 100`"
+            check_kinds(f"{file} accuracy", reached, steps=int, seconds_to=dict, seconds_by_part=dict)
+            head = f"USPS val accuracy, `dann --max_steps {reached['steps']}`"
             each = ([mark, ", ".join(shown(s, 0) for s in seconds)] for mark, seconds in reached["seconds_to"].items())
             lines += ["", *table([head, "seconds from launch until it is first reached, a number a seed"], each)]
+            values = numbers(f"{file} accuracy seconds_by_part", reached["seconds_by_part"], RUN_PARTS.values())
+            lines += ["", *table(["the same run, by part", "s"], zip(RUN_PARTS, values, strict=True))]
     return lines[1:]
 
 

@@ -163,6 +163,16 @@ def test_progress_prints_plain_lines_with_rate_and_time_left_where_there_is_no_t
     assert re.fullmatch(r"read: 25/100 images, [\d.]+ images/s, \d+ s left, loss 1.0\n", line)
 
 
+@pytest.mark.parametrize(("load", "threads", "said"), [(4.0, 2, True), (2.2, 2, False), (4.0, 1, False)])
+def test_a_run_on_several_threads_says_that_others_keep_the_cores_busy(
+    load: float, threads: int, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    assert ("OMP_NUM_THREADS=1" in str(utils.crowded(torch.device("cpu")))) == said
+
+
 def test_the_randomness_of_a_step_is_a_function_of_seed_and_step() -> None:
     def draw(seed: int, step: int) -> float:
         utils.seed_step(seed, step)
