@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from augment import blur, cubic, cut_out, mirrored, noise, paste_distractors, random_crop, recolour, views, warp
+from augment import blur, cubic, cut_out, mirrored, noise, paste_distractors, random_crop, recolour, soften, views, warp
 
 
 def digits(count: int = 32, size: int = 28) -> torch.Tensor:
@@ -106,6 +106,18 @@ def test_blur_averages_with_the_neighbours_and_leaves_the_mean_and_half_of_the_i
     torch.testing.assert_close(y[:, 0, 3, 4], y[:, 0, 4, 3])
 
 
+@pytest.mark.parametrize("side", [9, 32, 112])
+def test_softened_photos_keep_their_mean_lose_detail_and_half_of_them_are_sharp(side: int) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(200, 1, side, side)
+    y = soften(x)
+    sharp = (y == x).all(3).all(2).all(1)
+    assert 0.35 < sharp.float().mean() < 0.65
+    assert (y.mean((1, 2, 3)) - x.mean((1, 2, 3))).abs().max() < 0.05
+    assert (y.std((1, 2, 3)) / x.std((1, 2, 3)))[~sharp].min() < 0.6
+    assert (y.std((1, 2, 3)) < x.std((1, 2, 3)))[~sharp].all()
+
+
 def test_noise_is_measured_in_the_images_own_contrast() -> None:
     torch.manual_seed(0)
     x = torch.randn(300, 3, 28, 28) * 10
@@ -187,7 +199,7 @@ def test_half_of_the_views_are_mirrored_when_asked() -> None:
 def test_what_is_drawn_lands_on_the_images_device() -> None:
     """No device is named: on `meta`, a device of no values, every view keeps to it."""
     x = torch.empty(4, 3, 28, 28, device="meta")
-    for view in (paste_distractors, random_crop, mirrored, recolour, blur, noise, cut_out):
+    for view in (paste_distractors, random_crop, mirrored, recolour, blur, soften, noise, cut_out):
         assert view(x).device.type == "meta"
     assert views(x, "digits", True).device.type == "meta"
     assert views(x, "photos", False, mirror=True).device.type == "meta"
