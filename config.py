@@ -237,7 +237,8 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     length.add_argument(
         "--balance",
         action="store_true",
-        help="draw the classes of the labelled domain alike, however many images each has",
+        help="draw the classes of the labelled domain alike, however many images each has; `dann` with recipe tuned "
+        "begins so anyway, and goes on by the target's class priors",
     )
     length.add_argument(
         "--arch",

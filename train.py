@@ -99,6 +99,7 @@ from utils import (
 SAMPLE_IMAGES = 2000  # of a target without a labelled val set, and of the source's val before the last validation
 BACKBONE_RATE = 0.1  # of a backbone, as a part of its heads' learning rate (arXiv 1705.10667)
 SOURCE_STEPS = 300  # at least, of the network that adaptation is held against; else a sixth of the run's
+SOURCE_IMAGES = 64  # a step of that network, at most: with twice as many it says the same (lab/NOTES.md)
 VALIDATED = ("step", "source_val_accuracy", "target_val_accuracy", *SCORES)  # of each validation, in result.json
 SOURCE_BATCHES = 20  # the last ones, on which a teacher's statistics of the source are measured
 
@@ -678,8 +679,8 @@ def against_source_only(
     """
     if settings.train_mode != "dann" or measured.target is None:
         return None
-    batch_size = settings.values.batch_size // (settings.processes or 1)  # what one process has room for
-    recipe = replace(settings.values, parts=frozenset(), batch_size=batch_size)
+    room = settings.values.batch_size // (settings.processes or 1)  # of one process
+    recipe = replace(settings.values, parts=frozenset(), batch_size=min(room, SOURCE_IMAGES))
     try:
         body = run.net.feature_extractor[0] if settings.freeze else pretrained(settings)
     except UserError:  # weights that have gone since
