@@ -524,8 +524,10 @@ class Measured:
 
 
 def measure(run: Run, data: Data, in_full: bool = True) -> Measured:
-    """Predict both val sets with the network that predicts; of the source's without `in_full` a part."""
-    source_val = data.source_val if in_full or not data.source_val else data.source_val.some(SAMPLE_IMAGES, labels=True)
+    """Predict both val sets with the network that predicts; without `in_full` a part of the source's, if of images."""
+    source_val = data.source_val
+    if source_val and source_val.features is None and not in_full:
+        source_val = source_val.some(SAMPLE_IMAGES, labels=True)
     target_val = answers(run.predictor, data.target_val)
     target = target_val or answers(run.predictor, data.target_sample)
     return Measured(run.step, answers(run.predictor, source_val, SOURCE), target_val, target)
