@@ -6,9 +6,9 @@ Writes results/benchmark-<device>.json. Nothing else should run meanwhile. About
 15 minutes on 2 cores, 6 of them for the time to accuracy; --parts runs some of
 it: training, prediction, start, growth, accuracy. Parts that are not run keep
 what the file says of them. What is compared alternates within one run; every
-number is a median over --repeats. Two parts run where --parts names them: large,
-once, about an hour on one core, and 0.3 MB of $TMPDIR an image; and peers, the
-public libraries of lab/peers.py, a quarter of an hour a seed.
+number is a median over --repeats. Two parts run only where --parts names them:
+large, once, about an hour on one core, and 0.3 MB of $TMPDIR an image; peers,
+the public libraries of lab/peers.py, a quarter of an hour a seed.
 """
 
 import argparse
@@ -602,6 +602,11 @@ def draw_time_to_accuracy(curves: dict[str, list[dict[str, float]]], title: str,
 # Public libraries
 
 
+def lines_of(function: Callable[..., None]) -> int:
+    """Lines of its body that are not empty."""
+    return sum(bool(line.strip()) for line in inspect.getsource(function).splitlines()) - 1
+
+
 def by_train(settings: Settings, data: Data) -> tuple[DANN, float]:
     """The network that train.py's own loop trained on the CPU, and its images a second."""
     with tempfile.TemporaryDirectory() as folder:
@@ -631,8 +636,7 @@ def measure_peers(args: argparse.Namespace, device: torch.device) -> dict[str, A
         name: {
             "accuracy": [accuracy for accuracy, _ in measured],
             "images_per_second": round(statistics.median(rate for _, rate in measured), 1),
-            # of its body; of ours a command
-            "lines": len(inspect.getsource(peers.LIBRARIES[name]).splitlines()) - 1 if name in libraries else 1,
+            "lines": lines_of(peers.LIBRARIES[name]) if name in libraries else 1,  # a command
         }
         for name, measured in found.items()
     }

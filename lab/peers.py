@@ -84,7 +84,7 @@ def with_skada(net: DANN, recipe: Recipe, x_s: Tensor, y_s: Tensor, x_t: Tensor)
         callbacks=[Schedule(), LRScheduler(LambdaLR, lr_lambda=partial(rate, recipe), step_every="batch")],
         verbose=0,
     )
-    y = torch.cat([y_s, torch.full((len(x_t),), -1)])
+    y = torch.cat([y_s, torch.full((len(x_t),), -1)])  # -1: no label
     estimator.fit(torch.cat([x_s, x_t]), y, sample_domain=np.repeat([1, -2], [len(x_s), len(x_t)]))
 
 
@@ -143,9 +143,6 @@ def with_pykale(net: DANN, recipe: Recipe, x_s: Tensor, y_s: Tensor, x_t: Tensor
 
 
 LIBRARIES = {"skada": with_skada, "pytorch-adapt": with_pytorch_adapt, "pykale": with_pykale}
-
-
-# What is measured
 
 
 def by_library(
