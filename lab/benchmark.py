@@ -6,13 +6,16 @@ Writes results/benchmark-<device>.json. Nothing else should run meanwhile. About
 15 minutes on 2 cores, 6 of them for the time to accuracy; --parts runs some of
 it: training, prediction, start, growth, accuracy. Parts that are not run keep
 what the file says of them. What is compared alternates within one run; every
-number is a median over --repeats. The part large runs where --parts names it,
-once: about an hour on one core, and 0.3 MB of $TMPDIR an image.
+number is a median over --repeats. Two parts run only where --parts names them:
+large, once, about an hour on one core, and 0.3 MB of $TMPDIR an image; peers,
+the public libraries of lab/peers.py, a quarter of an hour a seed.
 """
 
 import argparse
 import contextlib
+import inspect
 import io
+import itertools
 import json
 import os
 import shlex
@@ -23,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +44,10 @@ import inference
 import train
 from config import RECIPES, Settings, read_settings
 from dataset import Domain, read_images
+from lab import peers
 from listing import domain_folder, list_split
 from losses import Objective, total
-from metrics import predict
+from metrics import accuracy_of, answers, predict
 from model import ARCHITECTURES, DANN, reverse_gradient
 from plots import CLASS_COLOURS, picture
 from runs import RunLog, read_json, read_metrics, save_checkpoint, weights_only, write_json
@@ -70,6 +75,7 @@ COUNTS = (5_000, 50_000, 500_000)  # images a domain, of the part growth
 FEW = 1_000  # images of the part large that differ, and as many to hold its memory against
 PHOTO = 224  # pixels of their side
 PHOTO_STEPS = 20
+ON_REQUEST = ("large", "peers")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -82,9 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--parts",
         nargs="+",
         choices=tuple(MEASURES),
-        default=[part for part in MEASURES if part != "large"],
+        default=[part for part in MEASURES if part not in ON_REQUEST],
         metavar="PART",
-        help=f"what to measure: {', '.join(MEASURES)} (default: all but large)",
+        help=f"what to measure: {', '.join(MEASURES)} (default: all but {' and '.join(ON_REQUEST)})",
     )
     parser.add_argument(
         "--repeats", type=bounded(int, 1, 1000), default=5, metavar="N", help="of every measurement (default: 5)"
@@ -102,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="photos of the part large (200,000)",
     )
-    parser.add_argument("--seeds", nargs="+", type=SEED, default=[0, 1, 2], help="of the time to accuracy (0 1 2)")
+    parser.add_argument("--seeds", nargs="+", type=SEED, default=[0, 1, 2], help="of accuracy and of peers (0 1 2)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="(default: auto)")
     return parser
 
@@ -593,6 +599,51 @@ def draw_time_to_accuracy(curves: dict[str, list[dict[str, float]]], title: str,
         axes.legend(loc="lower right")
 
 
+# Public libraries
+
+
+def lines_of(function: Callable[..., None]) -> int:
+    """Lines of its body that are not empty."""
+    return sum(bool(line.strip()) for line in inspect.getsource(function).splitlines()) - 1
+
+
+def by_train(settings: Settings, data: Data) -> tuple[DANN, float]:
+    """The network that train.py's own loop trained on the CPU, and its images a second."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = train.start_run(settings, Path(folder), data, torch.device("cpu"), Ranks())
+        with contextlib.closing(RunLog(Path(folder) / "metrics.jsonl", 0)) as log:
+            train.train(run, data, settings, Ranks(), log)
+    return run.predictor, run.images_seen / run.training_seconds
+
+
+def measure_peers(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Accuracy and images a second of plain DANN by train.py and by each library, in turn, a seed after the other."""
+    steps, threads, silent = str(peers.STEPS), torch.get_num_threads(), io.StringIO()
+    more = ["--without", "priors", "confusion", "--max_steps", steps, "--val_period", steps, "--precision", "fp32"]
+    runs = [settings_of(dann_flags(args.data_root, *more, "--device", "cpu", "--seed", str(s))) for s in args.seeds]
+    data = train.load_data(runs[0])
+    libraries = {name: partial(peers.by_library, each) for name, each in peers.LIBRARIES.items()}
+    found: dict[str, list[tuple[float | None, float]]] = {name: [] for name in ("train.py", *libraries)}
+    torch.set_num_threads(1)
+    for settings, (name, measured) in itertools.product(runs, found.items()):
+        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+            net, rate = libraries.get(name, by_train)(settings, data)
+        measured.append((accuracy_of(answers(net, data.target_val)), rate))
+        print(f"  {name}, seed {settings.seed}: {measured[-1]}", flush=True)
+    about = {"device": describe_device(torch.device("cpu")), "repeats": len(runs), "steps": peers.STEPS}
+    torch.set_num_threads(threads)
+    rows = {
+        name: {
+            "accuracy": [accuracy for accuracy, _ in measured],
+            "images_per_second": round(statistics.median(rate for _, rate in measured), 1),
+            "lines": lines_of(peers.LIBRARIES[name]) if name in libraries else 1,  # a command
+        }
+        for name, measured in found.items()
+    }
+    packages = {name: version(name) for name in (*libraries, "skorch", "pytorch-lightning")}
+    return {**about, "versions": {**versions(), **packages}, "by": rows}
+
+
 MEASURES = {
     "training": measure_training,
     "prediction": measure_prediction,
@@ -600,6 +651,7 @@ MEASURES = {
     "growth": measure_growth,
     "accuracy": measure_accuracy,
     "large": measure_large,
+    "peers": measure_peers,
 }
 
 
@@ -609,6 +661,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args.data_root, args.out = args.data_root.resolve(), args.out.resolve()
     for domain in ("mnistm", "usps"):
         domain_folder(args.data_root, domain)  # refused before minutes of measuring
+    if "peers" in args.parts:
+        peers.require_packages()
     device = choose_device(args.device)
     file = args.out / f"benchmark-{device.type}.json"
     found: dict[str, Any] = read_json(file) if file.exists() else {}

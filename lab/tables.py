@@ -528,10 +528,28 @@ def speed_block(folder: Path) -> list[str]:
             head = f"USPS val accuracy, `dann --max_steps {reached['steps']}`"
             each = ([mark, ", ".join(shown(s, 0) for s in seconds)] for mark, seconds in reached["seconds_to"].items())
             lines += ["", *table([head, "seconds from launch until it is first reached, a number a seed"], each)]
-            if by_part := reached.get("seconds_by_part"):
-                values = numbers(f"{file} accuracy seconds_by_part", by_part, RUN_PARTS.values())
-                lines += ["", *table(["the same run, by part", "s"], zip(RUN_PARTS, values, strict=True))]
+            values = numbers(f"{file} accuracy seconds_by_part", reached["seconds_by_part"], RUN_PARTS.values())
+            lines += ["", *table(["the same run, by part", "s"], zip(RUN_PARTS, values, strict=True))]
+        if compared := found.get("peers"):
+            check_kinds(f"{file} peers", compared, steps=int, versions=dict, by=dict)
+            check_kinds(f"{file} peers by", compared["by"], **dict.fromkeys(compared["by"], dict))
+            heads = [f"plain `dann`, {compared['steps']} steps, one thread", "USPS val accuracy, a number a seed"]
+            rows = [
+                peers_row(f"{file} peers by {name}", name, compared["versions"].get(name), measured)
+                for name, measured in compared["by"].items()
+            ]
+            lines += ["", *table([*heads, "images/s", "lines of code beside network and data"], rows)]
     return lines[1:]
+
+
+def peers_row(place: str, name: str, version: str | None, measured: dict[str, Any]) -> list[str]:
+    """A library, or train.py, which has no version: accuracy of each seed, speed, and what a user writes for it."""
+    check_kinds(place, measured, accuracy=list, lines=int)
+    by_seed = {f"accuracy {i}": value for i, value in enumerate(measured["accuracy"])}
+    check_kinds(place, by_seed, **dict.fromkeys(by_seed, NUMBER))
+    accuracies = ", ".join(shown(value, 3) for value in by_seed.values())
+    (speed,) = numbers(place, measured, ["images_per_second"])
+    return [f"{name} {version}" if version else f"`{name}`", accuracies, speed, str(measured["lines"])]
 
 
 # Block soak

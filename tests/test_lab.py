@@ -19,10 +19,11 @@ import torch
 from conftest import ended, same_tensors, write_domain
 
 import train
-from config import read_settings
+from config import Recipe, read_settings
 from dataset import Domain
-from lab import benchmark, tables
+from lab import benchmark, peers, tables
 from listing import list_split
+from model import DANN
 from runs import FORMAT, load_checkpoint, write_json
 from utils import UserError
 
@@ -136,6 +137,7 @@ def test_a_block_that_nothing_fills_or_nothing_ends_is_refused_by_its_name(
     assert (project / "README.md").read_text() == text
 
 
+PEERS = {"repeats": 2, "device": "x", "steps": 600, "versions": {"skada": "0.6.0"}}
 BENCHMARK = {"growth": {"images_per_second": {"500": 1.0}, "largest_over_smallest": 1.0, "repeats": 5, "device": "x"}}
 SOAK = {"counts": {"CSVs": 4, "CSVs refused": 3}, "seconds": 60, "device": "x", "versions": {"torch": "2.9"}}
 RUN = "dann_usps_tuned_small_seed0"
@@ -155,6 +157,9 @@ RUN = "dann_usps_tuned_small_seed0"
         ("benchmark-cpu", "training", {"repeats": 1, "device": "x", "small": {"images_per_second": 1.0}}),
         ("benchmark-cpu", "start", {"repeats": 1, "device": "x"}),
         ("benchmark-cpu", "large", {"repeats": 1, "device": "x", "arch": "x", "photos": {"9": {}}}),
+        ("benchmark-cpu", "peers", PEERS | {"by": {"skada": {"accuracy": [0.5], "lines": 9}}}),
+        ("benchmark-cpu", "peers", PEERS | {"by": {"skada": {"images_per_second": 1.0, "lines": 9}}}),
+        ("benchmark-cpu", "peers", PEERS | {"by": {"skada": {"accuracy": [None], "lines": 9}}}),
         ("soak", "counts", None),
         ("soak", "counts.CSVs", "many"),
     ],
@@ -172,6 +177,7 @@ def test_a_result_that_lacks_what_the_tables_state_is_refused_by_file_and_key_an
     assert (code, out, len(error.splitlines())) == (2, "", 1)
     assert str(file) in error
     missing = {"training": "plain_images_per_second", "start": "import_train_seconds", "large": "first_launch"}
+    missing |= {"peers": "accuracy" if "accuracy" not in str(value) or "None" in str(value) else "images_per_second"}
     wanted = next(iter(value)) if key in ("scores", "losses") else missing.get(key, key.split(".")[-1])
     assert wanted in error.replace(str(file), "")
     assert (project / "README.md").read_text() == old
@@ -567,6 +573,62 @@ def test_operations_of_the_published_step_are_those_counted_by_hand(monkeypatch:
     label = 2 * (800 * 100 + 100 * 100 + 100 * 10)  # of the source's images alone: half of a step's
     domain = 2 * (800 * 100 + 100 * 2)
     assert step.operations() == 2 * first + 3 * second + 3 * label / 2 + 3 * domain
+
+
+def test_a_missing_library_is_refused_with_the_line_that_installs_it(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "skada", None)
+    code, out, error = ended(benchmark, "--data_root", small_data, "--out", tmp_path, "--parts", "peers")
+    assert (code, out, len(error.splitlines())) == (2, "", 1)
+    assert "skada" in error
+    assert "pip install" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_that_take_long_or_need_further_packages_run_only_where_they_are_named() -> None:
+    parts = benchmark.build_parser().parse_args(["--data_root", "."]).parts
+    assert set(benchmark.MEASURES) - set(parts) == {"large", "peers"}
+
+
+def test_each_library_trains_the_same_network_from_the_same_weights_and_its_images_are_counted(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the libraries, of one forward pass a step."""
+    given: list[dict[str, torch.Tensor]] = []
+
+    def stand_in(net: DANN, recipe: Recipe, x_s: torch.Tensor, y_s: torch.Tensor, x_t: torch.Tensor) -> None:
+        given.append({name: value.clone() for name, value in net.state_dict().items()})
+        rows = torch.arange(recipe.batch_size) % len(x_s)
+        for _ in range(peers.STEPS):
+            net.feature_extractor(torch.cat([x_s[rows], x_t[rows]]))
+
+    monkeypatch.setattr(peers, "STEPS", 2)
+    monkeypatch.setattr(peers, "LIBRARIES", {"one": stand_in, "two": stand_in})
+    monkeypatch.setattr(peers, "require_packages", lambda: None)
+    monkeypatch.setattr(benchmark, "version", lambda name: f"{name}'s")
+    flags = ["--data_root", str(small_data), "--out", str(tmp_path), "--device", "cpu", "--seeds", "0", "1"]
+    found = benchmark.main([*flags, "--parts", "peers"])["peers"]
+    assert [same_tensors(given[i], given[j]) for i, j in ((0, 1), (2, 3), (0, 2))] == [True, True, False]
+    assert {name: len(measured["accuracy"]) for name, measured in found["by"].items()} == {
+        "train.py": 2,
+        "one": 2,
+        "two": 2,
+    }
+    assert "1 threads" in found["device"]
+    block = tables.speed_block(tmp_path)
+    assert row(block, "one one's")[-1] == str(found["by"]["one"]["lines"])
+    assert row(block, "`train.py`")[-1] == "1"
+
+
+def test_the_table_of_the_libraries_has_version_accuracy_of_each_seed_and_speed_and_is_left_out_unmeasured(
+    tmp_path: Path,
+) -> None:
+    measured = {"accuracy": [0.9754, 0.5], "images_per_second": 612.4, "lines": 30}
+    write_json(tmp_path / "benchmark-cpu.json", BENCHMARK)
+    assert not any("skada" in line for line in tables.speed_block(tmp_path))
+    write_json(tmp_path / "benchmark-cpu.json", BENCHMARK | {"peers": PEERS | {"by": {"skada": measured}}})
+    assert row(tables.speed_block(tmp_path), "skada 0.6.0")[1:] == ["0.975, 0.500", "612", "30"]
 
 
 @pytest.mark.slow
