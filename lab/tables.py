@@ -524,7 +524,7 @@ def speed_block(folder: Path) -> list[str]:
             ]
             lines += ["", *table([f"photos, `{large['arch']}`", *LARGE], rows)]
         if reached := found.get("accuracy"):
-            check_kinds(f"{file} accuracy", reached, steps=int, seconds_to=dict)
+            check_kinds(f"{file} accuracy", reached, steps=int, seconds_to=dict, seconds_by_part=dict)
             head = f"USPS val accuracy, `dann --max_steps {reached['steps']}`"
             each = ([mark, ", ".join(shown(s, 0) for s in seconds)] for mark, seconds in reached["seconds_to"].items())
             lines += ["", *table([head, "seconds from launch until it is first reached, a number a seed"], each)]
