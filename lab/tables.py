@@ -130,13 +130,14 @@ EVIDENCE = {
     "`dann`, label shift": "adaptation/dann_{}_shifted_seed*",
     "`dann --recipe strong`, label shift": "adaptation/strong_{}_shifted_seed*",
 }
-# The columns of the photos' table, and what the names of their runs in results/photos begin with.
+# The columns of the photos' table, and what the names of their runs in results/photos begin with, of source and target.
 ON_PHOTOS = {
-    "`source`": "source",
-    "statistics of the target alone": "statistics",
-    "DANN alone": "plain",
-    "`dann --without adversarial`": "without_adversarial",
-    "`dann`": "dann",
+    "`source`": "source_{}_{}",
+    "statistics of the target alone": "statistics_{}_{}",
+    "DANN alone": "plain_{}_{}",
+    "`dann --without adversarial`": "without_adversarial_{}_{}",
+    "`dann`": "dann_{}_{}",
+    "`target`": "target_{1}",
 }
 
 Result = dict[str, Any]
@@ -276,7 +277,7 @@ def on_photos(folder: Path) -> dict[str, list[list[Result]]]:
     """Results by kind of run, those that there are, a list a pair of styles."""
     found = {
         words: [
-            [read_result(file) for file in sorted(folder.glob(f"photos/{name}_{source}_{target}_seed*.json"))]
+            [read_result(file) for file in sorted(folder.glob(f"photos/{name.format(source, target)}_seed*.json"))]
             for source, target in permutations(STYLES, 2)
         ]
         for words, name in ON_PHOTOS.items()
