@@ -122,9 +122,9 @@ def blur(x: Tensor, strongest: float = 0.33) -> Tensor:
 
 
 def soften(x: Tensor) -> Tensor:
-    """Mix each image with what is left of it at a half of its size, from 112 pixels on at a quarter, by [0, 1).
+    """Mix each image, by a weight in [0, 1), with itself made smaller by 2, by 4 from 112 pixels on, and large again.
 
-    The blur of photos: at 224 pixels a quarter of the time of a blur as wide by its neighbours (lab/NOTES.md).
+    The blur of photos, faster than one as wide by neighbouring pixels (lab/NOTES.md).
     """
     sides = x.shape[2:]
     fewer = [-(-side // (2 if side < 112 else 4)) for side in sides]

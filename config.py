@@ -57,9 +57,10 @@ RECIPES = {
 }
 # What these have for a backbone, whole or frozen, in place of their own; the learning rate is that of the heads, a
 # whole backbone's is a tenth of it (arXiv 1705.10667). Recipe `paper` stays as it is.
+KEPT = {"batch_size": 32, "lr": 1e-3, "norm": "pretrained"}
 WHOLE = {
-    "tuned": {"steps": {"source": 500, "dann": 1000, "target": 500}, "batch_size": 32, "lr": 1e-3},
-    "strong": {"steps": {"source": 1000, "dann": 2000, "target": 1000}, "batch_size": 32, "lr": 1e-3},
+    "tuned": {"steps": {"source": 500, "dann": 1000, "target": 500}, **KEPT},
+    "strong": {"steps": {"source": 1000, "dann": 2000, "target": 1000}, **KEPT},
 }
 FROZEN = {"tuned": {"steps": dict.fromkeys(MODES, 300), "batch_size": 64, "lr": 2e-3, "lambda_max": 0.05}}
 # The parts that a mode can have: labels alone need no adaptation, and a target has surroundings of its own.
@@ -237,8 +238,8 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     length.add_argument(
         "--balance",
         action="store_true",
-        help="draw the classes of the labelled domain alike, however many images each has; `dann` with recipe tuned "
-        "begins so anyway, and goes on by the target's class priors",
+        help="draw the classes of the labelled domain alike, however many images each has; not for `dann` with class "
+        "priors (recipe tuned), which begins with all alike and goes on by the target's estimated priors",
     )
     length.add_argument(
         "--arch",
@@ -352,6 +353,8 @@ def read_settings(args: argparse.Namespace) -> Settings:
     if with_backbone:
         changes: dict[str, Any] = (FROZEN if args.freeze else WHOLE).get(args.recipe, {})
         recipe = replace(recipe, **changes)
+        if recipe.norm == "pretrained" and args.weights == "none":
+            recipe = replace(recipe, norm="domain")  # random weights bring no statistics
     has = recipe.parts & PARTS_OF_MODE["source" if args.with_source else args.train_mode]
     if args.arch == "published":  # its classifiers mix the domains' statistics
         has -= {"priors", "confusion"}

@@ -148,14 +148,15 @@ def ramp(p: float, end: float) -> float:
 def estimate_priors(q: Tensor, trained: Tensor, iterations: int = 20) -> Tensor:
     """Class priors float [K] of the images behind answers q float [N, K] of a classifier for the priors `trained` [K].
 
-    EM from `trained` on: priors_k <- mean q_k priors_k / trained_k, normalised to 1 for each image, with an image of
-    each class beside them, so that no class is given up. Source: Saerens et al. 2002, "Adjusting the outputs of a
-    classifier to new a priori probabilities: a simple procedure".
+    EM from `trained` on: priors_k <- mean q_k priors_k / trained_k, normalised to 1 for each image. An image of each
+    class lies beside them, so that no class is given up, or less of it: of many classes all together a fortieth of N.
+    Source: Saerens et al. 2002, "Adjusting the outputs of a classifier to new a priori probabilities: a simple
+    procedure".
     """
-    priors = trained
+    priors, of_each = trained, min(1.0, len(q) / (40 * len(trained)))
     for _ in range(iterations):
         r = q * (priors / trained)  # [N, K]
-        priors = ((r / r.sum(1, keepdim=True)).sum(0) + 1) / (len(q) + len(trained))
+        priors = ((r / r.sum(1, keepdim=True)).sum(0) + of_each) / (len(q) + of_each * len(trained))
     return priors
 
 
@@ -163,13 +164,13 @@ class ClassPriors:
     """The target's class priors, estimated without its labels, and source batches that have them.
 
     labels_s: int64 [N] of the source, whose shares by class are `source` [K]. `target` [K] begins with all classes
-    alike, as one that is rare in the source would be lost before its first answer. Every PERIOD steps it moves by RATE
-    to the estimate from the answers on the last WINDOW batches, or back to its beginning while those are unsure, their
-    entropy half of their diversity or more: EM makes priors that no one has of such answers. Batches drawn by it have
-    the target's priors in all that they enter, L_y, L_d and BatchNorm's statistics; weights in the losses (Combes et
-    al., arXiv 2003.04475) leave the statistics those of the source, and were worse. The classifier is then one for the
-    priors `target`: taken for one of `source`, each estimate counts the one before again, and rare classes are lost
-    (lab/NOTES.md).
+    alike, as a class that is rare in the source would hardly be drawn at first, and be lost. Every PERIOD steps it
+    moves by RATE to the estimate from the answers on the last WINDOW batches, or back to its beginning while those are
+    unsure, their entropy half of their diversity or more: EM makes priors that no one has of such answers. Batches
+    drawn by it have the target's priors in all that they enter, L_y, L_d and BatchNorm's statistics; weights in the
+    losses (Combes et al., arXiv 2003.04475) leave the statistics those of the source, and were worse. The classifier is
+    then one for the priors `target`: taken for one of `source`, each estimate counts the one before again, and rare
+    classes are lost (lab/NOTES.md).
     """
 
     WINDOW, PERIOD, RATE = 16, 5, 0.1

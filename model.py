@@ -98,7 +98,7 @@ class DomainBatchNorm(nn.Module):
 
 
 Norm = Callable[[BatchNorm], nn.Module]  # what stands in its place
-NORMS: dict[str, Norm] = {"domain": DomainBatchNorm, "shared": lambda norm: norm}
+NORMS: dict[str, Norm] = {"domain": DomainBatchNorm, "shared": lambda norm: norm, "pretrained": DomainBatchNorm}
 
 
 def replace_norms(module: nn.Module, norm: Norm) -> None:
@@ -116,7 +116,8 @@ class DANN(nn.Module):
     arch: `small`, ours, takes any image size; `published`, the public implementation's, takes 28x28 only; or the name
     of a backbone, see backbones.py, in front of a bottleneck.
     predict_as: the domain whose BatchNorm statistics predict, TARGET, or SOURCE where no target was trained on.
-    norm: the BatchNorm of G_f, `domain`: statistics per domain, or `shared`: torch's, one set for both.
+    norm: the BatchNorm of G_f, `domain`: statistics per domain; `shared`: torch's, one set for both; or `pretrained`:
+    per domain in the bottleneck, while a backbone keeps the statistics that came with its weights.
     preprocessing: of a backbone's images, a Preprocessing as plain values. frozen: the backbone keeps its weights and
     statistics, and there is one set of these. body: the backbone with its weights; None: one of random weights.
     Raises ValueError for an unknown `arch` or `norm` or a size that it does not take.
@@ -153,13 +154,15 @@ class DANN(nn.Module):
         self.arch, self.predict_as, self.norm = arch, predict_as, norm
         self.preprocessing = None
         if arch in ARCHITECTURES:
+            if norm == "pretrained":
+                raise ValueError(f"norm pretrained is for a backbone, not for arch {arch}")
             layers = (_small if arch == "small" else _published)(num_classes, NORMS[norm])
         else:
             if preprocessing is None:
                 raise ValueError(f"arch {arch!r} is without the preprocessing of its images")
             self.preprocessing = Preprocessing(**preprocessing)
             self.arguments |= {"preprocessing": preprocessing, "frozen": frozen}
-            layers = _with_backbone(num_classes, NORMS[norm], arch, size, body, frozen)
+            layers = _with_backbone(num_classes, norm, arch, size, body, frozen)
             mean, deviation = (
                 255 * torch.tensor(values).view(3, 1, 1)
                 for values in (self.preprocessing.mean, self.preprocessing.deviation)
@@ -188,6 +191,15 @@ class DANN(nn.Module):
         deviation, mean = torch.std_mean(x, dim=(1, 2, 3), keepdim=True)
         return (x - mean) / (deviation + 0.25)
 
+    def train(self, mode: bool = True) -> "DANN":
+        """As in torch; with norm `pretrained` the backbone's BatchNorm stays as it predicts."""
+        super().train(mode)
+        if self.norm == "pretrained":
+            for layer in self.feature_extractor[0].modules():
+                if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
+                    layer.eval()
+        return self
+
     def features(self, images: Tensor, domain: int | None = None) -> Tensor:
         """Images uint8 [B, 3, H, W] of `domain` (None: predict_as) -> features [B, F].
 
@@ -211,7 +223,7 @@ class DANN(nn.Module):
 
     def features_of_both(self, x_s: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
         """A batch of each domain, [B, 3, H, W] -> f_s, f_t, [B, F]: BatchNorm per domain, or over both as one batch."""
-        if self.norm == "domain":
+        if self.norm != "shared":
             return self.features(x_s, SOURCE), self.features(x_t, TARGET)
         f = self.features(torch.cat([x_s, x_t]))  # [2B, F]
         return f[: len(x_s)], f[len(x_s) :]
@@ -222,16 +234,16 @@ class DANN(nn.Module):
 
 
 def _with_backbone(
-    num_classes: int, norm: Norm, arch: str, size: int, body: nn.Module | None, frozen: bool
+    num_classes: int, norm: str, arch: str, size: int, body: nn.Module | None, frozen: bool
 ) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
     """A pretrained network without its head and a bottleneck, F = 256; G_d as in CDAN, arXiv 1705.10667."""
     body = body or backbone(arch)
     channels = width(body, arch, size)
     if frozen:
         body.requires_grad_(False)
-    else:
-        replace_norms(body, norm)
-    bottleneck = nn.Sequential(nn.Linear(channels, BOTTLENECK), norm(nn.BatchNorm1d(BOTTLENECK)), nn.ReLU())
+    elif norm != "pretrained":
+        replace_norms(body, NORMS[norm])
+    bottleneck = nn.Sequential(nn.Linear(channels, BOTTLENECK), NORMS[norm](nn.BatchNorm1d(BOTTLENECK)), nn.ReLU())
     feature_extractor = nn.Sequential(OrderedDict(backbone=body, bottleneck=bottleneck))  # [B, C], then [B, 256]
     label_classifier = nn.Sequential(nn.Linear(BOTTLENECK, num_classes))
     hidden = (nn.Linear(BOTTLENECK, 1024), nn.ReLU(), nn.Dropout(), nn.Linear(1024, 1024), nn.ReLU(), nn.Dropout())

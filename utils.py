@@ -393,8 +393,8 @@ def crowded(device: torch.device) -> str | None:
         return None
     return (
         f"other programs keep the {cores} cores busy (load {load:.1f}), and threads that wait for each other are then "
-        "many times slower: Ctrl-C, then the same command with OMP_NUM_THREADS=1 before it and --resume behind; so for "
-        "each run beside it."
+        "several times slower; stop this run with Ctrl-C and type the command that it prints, with OMP_NUM_THREADS=1 "
+        "in front, and do the same with other trainings on this machine."
     )
 
 

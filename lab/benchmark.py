@@ -382,7 +382,7 @@ if sys.platform == "linux":
     peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print("MEASURED", *(b - a for a, b in zip(marks, marks[1:])), int(peak.split()[1]) * 1024)
 """
-PHASES = ("read_seconds", "untrained_network_measured_seconds", "first_step_seconds", "validation_and_files_seconds")
+PHASES = ("read_seconds", "network_seconds", "first_step_seconds", "validation_and_files_seconds")
 
 
 def seconds_of(code: str) -> float:

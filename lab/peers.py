@@ -1,7 +1,7 @@
 """Plain DANN by train.py and by three public libraries, each through its own DANN: the part peers of benchmark.py.
 
 All train network `small` from the same weights with the values of recipe `tuned`. A library gets preprocessed images as
-float32 and no label of the target, and draws the batches; BatchNorm has one set of statistics there, as in theirs.
+float32 and no label of the target, and draws the batches; BatchNorm has one set of statistics for both domains there.
 """
 
 import importlib

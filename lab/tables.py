@@ -130,7 +130,7 @@ EVIDENCE = {
     "`dann`, label shift": "adaptation/dann_{}_shifted_seed*",
     "`dann --recipe strong`, label shift": "adaptation/strong_{}_shifted_seed*",
 }
-# The columns of the photos' table, and what the names of their runs in results/photos begin with, of source and target.
+# The columns of the photos' table, and the beginning of their files in results/photos; {} are source and target.
 ON_PHOTOS = {
     "`source`": "source_{}_{}",
     "statistics of the target alone": "statistics_{}_{}",
@@ -458,8 +458,8 @@ BY_NETWORK = {
 START = {
     "imports, s": "import_train_seconds",
     "of them torch, s": "import_torch_seconds",
-    "reading the PNGs, s": "read_seconds",
-    "measuring the untrained network, s": "untrained_network_measured_seconds",
+    "reading the images, s": "read_seconds",
+    "network and optimizer, for which torch imports its compiler, s": "network_seconds",
     "the first step, s": "first_step_seconds",
     "launch to the end of the first step, s": "launch_to_first_step_seconds",
     "peak memory, MB": "peak_memory_megabytes",
@@ -510,8 +510,11 @@ def speed_block(folder: Path) -> list[str]:
             if rows:
                 lines += ["", *table([f"{part}, images/s", *columns], rows)]
         if start := found.get("start"):
-            values = numbers(f"{file} start", start, START.values())
-            lines += ["", *table(["start of `train.py`", ""], zip(START, values, strict=True))]
+            check_kinds(f"{file} start", start, second_launch=dict)
+            second = {**start, **start["second_launch"]}
+            launches = [numbers(f"{file} start", launch, START.values()) for launch in (start, second)]
+            heads = ["start of `train.py`", "first launch", "second launch"]
+            lines += ["", *table(heads, zip(START, *launches, strict=True))]
         if growth := found.get("growth"):
             check_kinds(f"{file} growth", growth, images_per_second=dict)
             rates = growth["images_per_second"]
@@ -528,7 +531,8 @@ def speed_block(folder: Path) -> list[str]:
             check_kinds(f"{file} accuracy", reached, steps=int, seconds_to=dict, seconds_by_part=dict)
             head = f"USPS val accuracy, `dann --max_steps {reached['steps']}`"
             each = ([mark, ", ".join(shown(s, 0) for s in seconds)] for mark, seconds in reached["seconds_to"].items())
-            lines += ["", *table([head, "seconds from launch until it is first reached, a number a seed"], each)]
+            seconds = "seconds from launch until it is first reached, validations not counted, a number a seed"
+            lines += ["", *table([head, seconds], each)]
             values = numbers(f"{file} accuracy seconds_by_part", reached["seconds_by_part"], RUN_PARTS.values())
             lines += ["", *table(["the same run, by part", "s"], zip(RUN_PARTS, values, strict=True))]
         if compared := found.get("peers"):

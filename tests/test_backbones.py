@@ -124,6 +124,22 @@ def test_images_get_the_mean_and_deviation_of_the_weights() -> None:
     torch.testing.assert_close(build().preprocess(images()), wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_a_whole_backbone_keeps_the_statistics_of_its_weights_and_random_ones_get_those_of_the_domains(
+    photos: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "resnet18.pth"
+    torch.manual_seed(0)
+    torch.save(models.resnet18().state_dict(), weights)
+    kept = {}
+    for given in (str(weights), "none"):
+        run = quick_run(photos, tmp_path / "runs", "dann", "usps", *TINY, "--arch", "resnet18", "--weights", given)
+        found = load_checkpoint(Path(run["folder"]) / "last.pt")["model"]
+        kept[given] = {name: value for name, value in found.items() if name.endswith("running_mean")}
+    moved = [name for name, value in kept[str(weights)].items() if value.abs().max() > 0]
+    assert [name.split(".")[1] for name in moved] == ["bottleneck"] * 2
+    assert all(value.abs().max() > 0 for value in kept["none"].values())
+
+
 def test_each_domain_begins_with_the_statistics_of_the_weights_and_moves_its_own_alone() -> None:
     torch.manual_seed(0)
     body = backbone("resnet18")

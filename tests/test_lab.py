@@ -653,7 +653,7 @@ def test_a_benchmark_ends_in_a_json_from_which_the_tables_are_made(
         assert sum(line.startswith(f"| {start} |") for line in block) == 2  # training and prediction
     assert row(block, "images a domain")[1:] == ["200", "400"]
     assert row(block, "0.82392")
-    assert row(block, "reading the PNGs, s")
+    assert row(block, "reading the images, s")
     assert float(row(block, "five validations, with both distances")[1]) > 0
     assert found["large"]["photos"].keys() == {"80", "100"}
     assert row(block, "100")

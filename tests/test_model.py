@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from model import (
     ARCHITECTURES,
     DANN,
-    NORMS,
     SOURCE,
     TARGET,
     DomainBatchNorm,
@@ -98,7 +97,7 @@ def test_the_small_network_takes_other_image_sizes_and_the_published_one_refuses
         DANN(10, "published", 32)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["domain", "shared"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_domain_classifier_sends_a_gradient_to_every_layer_of_the_features(arch: str, norm: str) -> None:
     """A domain classifier that is constant gives a gradient of exactly zero."""
