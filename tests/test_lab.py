@@ -155,7 +155,7 @@ RUN = "dann_usps_tuned_small_seed0"
         ("benchmark-cpu", "growth.images_per_second.500", "fast"),
         ("benchmark-cpu", "growth.images_per_second", None),
         ("benchmark-cpu", "training", {"repeats": 1, "device": "x", "small": {"images_per_second": 1.0}}),
-        ("benchmark-cpu", "start", {"repeats": 1, "device": "x"}),
+        ("benchmark-cpu", "start", {"repeats": 1, "device": "x", "second_launch": {}}),
         ("benchmark-cpu", "large", {"repeats": 1, "device": "x", "arch": "x", "photos": {"9": {}}}),
         ("benchmark-cpu", "peers", PEERS | {"by": {"skada": {"accuracy": [0.5], "lines": 9}}}),
         ("benchmark-cpu", "peers", PEERS | {"by": {"skada": {"images_per_second": 1.0, "lines": 9}}}),
