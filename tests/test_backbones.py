@@ -398,6 +398,15 @@ def test_the_features_of_the_images_that_the_target_is_measured_on_are_their_own
         torch.testing.assert_close(sample.features, net.backbone_features(as_input(sample.images[:])))
 
 
+def test_a_frozen_run_validates_on_all_of_the_sources_val_and_reads_no_image_for_it(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "SAMPLE_IMAGES", 2)
+    monkeypatch.setattr(Domain, "some", None)
+    found = quick_run(photos, tmp_path, "dann", "usps", *FROZEN)
+    assert [line["source_val_accuracy"] is None for line in found["validations"]] == [False, False]
+
+
 @pytest.mark.parametrize("words", [TINY, FROZEN], ids=["whole", "frozen"])
 def test_a_backbone_is_resumed_to_the_bit_without_its_weights(
     words: tuple[str, ...], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -576,6 +576,21 @@ def test_a_result_has_what_the_contract_names_and_a_folder_its_files(dann_run: P
     assert sorted(file.name for file in dann_run.iterdir()) == sorted(files)
 
 
+@pytest.mark.parametrize(("asked", "held_against"), [("128", 64), ("32", 32)])
+def test_what_an_adapted_run_is_held_against_trains_on_64_images_a_step_at_most(
+    asked: str, held_against: int, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, inner = [], train.train
+
+    def seen(run: Run, data: train.Data, settings: Settings, *more: Any) -> train.Measured | None:
+        sizes.append(settings.values.batch_size)
+        return inner(run, data, settings, *more)
+
+    monkeypatch.setattr(train, "train", seen)
+    quick_run(small_data, tmp_path, "dann", "usps", "--batch_size", asked, "--max_steps", "1")
+    assert sizes == [int(asked), held_against]
+
+
 def test_an_adapted_run_states_class_priors_and_is_held_against_training_on_the_source_alone(dann_run: Path) -> None:
     result = json.loads((dann_run / "result.json").read_text())
     assert set(result["class_priors"]) == set("0123456789")
