@@ -86,12 +86,12 @@ from utils import (
     UserError,
     choose_device,
     choose_precision,
-    crowded,
     describe_device,
     join_ranks,
     note,
     run_script,
     seed_step,
+    share_cores,
     shown,
     versions,
 )
@@ -101,6 +101,7 @@ BACKBONE_RATE = 0.1  # of a backbone, as a part of its heads' learning rate (arX
 SOURCE_STEPS = 300  # at least, of the network that adaptation is held against; else a sixth of the run's
 SOURCE_IMAGES = 64  # a step of that network, at most: with twice as many it says the same (lab/NOTES.md)
 VALIDATED = ("step", "source_val_accuracy", "target_val_accuracy", *SCORES)  # of each validation, in result.json
+LOOK = 10.0  # seconds from one look at the machine's load to the next
 SOURCE_BATCHES = 20  # the last ones, on which a teacher's statistics of the source are measured
 
 
@@ -458,7 +459,7 @@ class Meter:
     def __init__(self, run: Run, label: str, images_a_step: int, shown: bool) -> None:
         self.run, self.images_a_step = run, images_a_step
         self.progress = Progress(run.total_steps, label, "steps", run.step) if shown else None
-        self.warned = False  # of a crowded machine
+        self.looked = time.monotonic()  # at what else keeps the cores busy
         self.restart()
 
     def restart(self) -> None:
@@ -474,6 +475,10 @@ class Meter:
             check_finite(self.run, self.totals, lr)
         if self.progress:
             self.progress.update(1, lambda: f"loss {total(losses).item():.3f}")
+        if time.monotonic() - self.looked > LOOK:
+            self.looked = time.monotonic()
+            if busy := share_cores(self.run.net.device):
+                note(busy)
 
     def pause(self, lr: float) -> dict[str, float | None]:
         """End the time that counts as training; returns means of the losses and shares, None for those not there.
@@ -489,9 +494,6 @@ class Meter:
     def say(self, text: str) -> None:
         if self.progress:
             self.progress.say(text)
-            if not self.warned and (busy := crowded(self.run.net.device)):
-                note(busy)
-                self.warned = True
 
     def close(self) -> None:
         if self.progress:

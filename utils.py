@@ -386,15 +386,20 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
 # Progress and interrupts
 
 
-def crowded(device: torch.device) -> str | None:
-    """A sentence where other programs keep the cores busy that the threads of this run share; None where not."""
-    cores, load = os.cpu_count() or 1, os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if device.type != "cpu" or torch.get_num_threads() == 1 or load < 1.5 * cores:
+def share_cores(device: torch.device) -> str | None:
+    """Go on with fewer threads where more run than there are cores; a sentence that says so, None where all stays.
+
+    Threads that wait for each other are many times slower then (lab/NOTES.md). The run keeps its part of the cores, by
+    the load of the last minute, or as many threads as OMP_NUM_THREADS says.
+    """
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if device.type != "cpu" or threads == 1 or load < 1.5 * cores or "OMP_NUM_THREADS" in os.environ:
         return None
+    torch.set_num_threads(max(1, int(threads * cores / load)))
     return (
-        f"other programs keep the {cores} cores busy (load {load:.1f}), and threads that wait for each other are then "
-        "several times slower; stop this run with Ctrl-C and type the command that it prints, with OMP_NUM_THREADS=1 "
-        "in front, and do the same with other trainings on this machine."
+        f"other programs keep the {cores} cores busy (load {load:.1f}), so this run goes on with "
+        f"{torch.get_num_threads()} of its {threads} threads; set OMP_NUM_THREADS to keep a number of them."
     )
 
 

@@ -163,14 +163,24 @@ def test_progress_prints_plain_lines_with_rate_and_time_left_where_there_is_no_t
     assert re.fullmatch(r"read: 25/100 images, [\d.]+ images/s, \d+ s left, loss 1.0\n", line)
 
 
-@pytest.mark.parametrize(("load", "threads", "said"), [(4.0, 2, True), (2.2, 2, False), (4.0, 1, False)])
-def test_a_run_on_several_threads_says_that_others_keep_the_cores_busy(
-    load: float, threads: int, said: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("load", "cores", "threads", "asked", "left"),
+    [(4.0, 2, 2, None, 1), (32.0, 16, 16, None, 8), (2.2, 2, 2, None, 2), (4.0, 2, 2, "2", 2), (4.0, 2, 1, None, 1)],
+)
+def test_where_others_keep_the_cores_busy_a_run_goes_on_with_its_part_of_them_and_says_so(
+    load: float, cores: int, threads: int, asked: str | None, left: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = [threads]
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
-    assert ("OMP_NUM_THREADS=1" in str(utils.crowded(torch.device("cpu")))) == said
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("torch.get_num_threads", lambda: now[-1])
+    monkeypatch.setattr("torch.set_num_threads", now.append)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    said = utils.share_cores(torch.device("cpu"))
+    assert now[-1] == left
+    assert (said is None) == (left == threads)
 
 
 def test_the_randomness_of_a_step_is_a_function_of_seed_and_step() -> None:
