@@ -5,6 +5,7 @@ called as torchvision calls it, `resnet50`, or behind `timm:` as timm does, `tim
 imported where such a name is used; timm need not be installed.
 """
 
+import contextlib
 import difflib
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -70,6 +71,9 @@ def nearest(arch: str, others: tuple[str, ...] = ()) -> list[str]:
     """The names that are most like an unknown one, of its library and of `others`."""
     if arch.startswith(TIMM):
         return difflib.get_close_matches(arch, [TIMM + name for name in import_timm(arch).list_models()], cutoff=0.5)
+    with contextlib.suppress(UserError):
+        if arch in import_timm(arch).list_models():
+            return [TIMM + arch]
     return difflib.get_close_matches(arch.lower(), [*others, *torchvision_names()], cutoff=0.5)
 
 

@@ -292,7 +292,10 @@ def domain_folder(data_root: Path, domain: str) -> Path:
     if not data_root.is_dir():
         raise UserError(f"--data_root {data_root} is not a folder; name the folder that holds the domains.")
     there = ", ".join(sorted(entry.name for entry in data_root.iterdir() if entry.is_dir())) or "no folder at all"
-    raise UserError(f"domain folder {folder} does not exist; --data_root {data_root} holds: {there}.")
+    raise UserError(
+        f"domain folder {folder} does not exist; --data_root {data_root} holds: {there}; name what you "
+        "mean by --source_file (default: mnistm) or --target_file."
+    )
 
 
 def list_split(data_root: Path, domain: str, split: str, with_labels: bool) -> Listing | None:

@@ -33,7 +33,7 @@ from cache import facts_of
 from dataset import Domain
 from losses import ClassPriors, Teacher
 from model import DANN, MAX_SIZE, MIN_SIZE, SOURCE, TARGET
-from utils import UserError, atomic_path, naming, remove_parts, versions
+from utils import UserError, atomic_path, naming, note, remove_parts, versions
 
 MAX_BYTES = 2 << 30  # an archive that unpacks to more, and to more than its file has, is made to fill the memory
 KEYS = {"model", "model_args", "args", "step", "metrics", "versions", "resume"}
@@ -104,6 +104,8 @@ def claimed(save_dir: Path, name: str, resume: bool, numbered: bool) -> Iterator
                 ) from None
             number += 1
             folder = save_dir / f"{name}-{number}"
+    if number > 1:
+        note(f"{save_dir / name} exists and is not overwritten; this run is {folder}.")
     try:
         with locked(folder):
             yield folder
@@ -224,7 +226,7 @@ def distance_in_words(distance: dict[str, float | None]) -> str:
     """What training did to the proxy A-distance."""
     before, after = distance.get("untrained"), distance.get("trained")
     if after is None:
-        return "their distance was not measured, which takes 10 validation images of each"
+        return "their distance was not measured, which takes a val of each, of 10 images or more"
     if before is None:
         return f"proxy A-distance {after:.2f} after training (0 alike, 2 apart)"
     moved = (
