@@ -3,10 +3,10 @@
     python lab/benchmark.py --data_root data/digits
 
 Writes results/benchmark-<device>.json. Nothing else should run meanwhile. About
-15 minutes on 2 cores, 6 of them for the time to accuracy; --parts runs some of
-it: training, prediction, start, growth, accuracy. Parts that are not run keep
-what the file says of them. What is compared alternates within one run; every
-number is a median over --repeats. Two parts run only where --parts names them:
+25 minutes on 2 cores, 8 of them for the time to accuracy, 5 for two runs at
+once; --parts runs some of it: training, prediction, start, growth, accuracy,
+side. Parts that are not run keep what the file says of them. What is compared
+alternates within one run; every number is a median over --repeats. Two parts run only where --parts names them:
 large, once, about an hour on one core, and 0.3 MB of $TMPDIR an image; peers,
 the public libraries of lab/peers.py, a quarter of an hour a seed.
 """
@@ -76,6 +76,7 @@ FEW = 1_000  # images of the part large that differ, and as many to hold its mem
 PHOTO = 224  # pixels of their side
 PHOTO_STEPS = 20
 ON_REQUEST = ("large", "peers")
+SIDE_STEPS = 900  # of the part side, in which the machine's load of a minute must show
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -599,6 +600,32 @@ def draw_time_to_accuracy(curves: dict[str, list[dict[str, float]]], title: str,
         axes.legend(loc="lower right")
 
 
+# Side by side
+
+
+def measure_side(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Images a second of one run of the defaults and of two at once, in sum, in each third of their steps."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    found = {}
+    for count in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            more = ["--max_steps", str(SIDE_STEPS), "--val_period", str(SIDE_STEPS // 3), "--device", device.type]
+            words = [sys.executable, "train.py", *dann_flags(args.data_root, *more, "--save_dir", folder)]
+            runs = [
+                subprocess.Popen([*words, "--run_name", str(k)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+                for k in range(count)
+            ]
+            if any([run.wait() for run in runs]):
+                raise RuntimeError("a training failed")
+            lines = [read_metrics(Path(folder, str(k), "metrics.jsonl")) for k in range(count)]
+        # images_per_second is the mean since the start: a mark is the seconds so far over the images of a step
+        marks = [[0.0, *(line["step"] / line["images_per_second"] for line in each)] for each in lines]
+        steps = SIDE_STEPS // 3
+        found[str(count)] = [round(sum(steps / (m[i + 1] - m[i]) for m in marks), 1) for i in range(3)]
+        print(f"  {count}: {found[str(count)]}", flush=True)
+    return {"steps": SIDE_STEPS, "images_per_second": found}
+
+
 # Public libraries
 
 
@@ -651,6 +678,7 @@ MEASURES = {
     "growth": measure_growth,
     "accuracy": measure_accuracy,
     "large": measure_large,
+    "side": measure_side,
     "peers": measure_peers,
 }
 

@@ -535,6 +535,11 @@ def speed_block(folder: Path) -> list[str]:
             lines += ["", *table([head, seconds], each)]
             values = numbers(f"{file} accuracy seconds_by_part", reached["seconds_by_part"], RUN_PARTS.values())
             lines += ["", *table(["the same run, by part", "s"], zip(RUN_PARTS, values, strict=True))]
+        if side := found.get("side"):
+            check_kinds(f"{file} side", side, steps=int, images_per_second=dict)
+            rows = [[count, *(f"{rate:,.0f}" for rate in rates)] for count, rates in side["images_per_second"].items()]
+            heads = [f"`dann --max_steps {side['steps']}` at once", "first third, images/s in sum", "second", "last"]
+            lines += ["", *table(heads, rows)]
         if compared := found.get("peers"):
             check_kinds(f"{file} peers", compared, steps=int, versions=dict, by=dict)
             check_kinds(f"{file} peers by", compared["by"], **dict.fromkeys(compared["by"], dict))

@@ -635,12 +635,19 @@ def test_the_table_of_the_libraries_has_version_accuracy_of_each_seed_and_speed_
 def test_a_benchmark_ends_in_a_json_from_which_the_tables_are_made(
     demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("QUICK_STEPS", 10), ("OFTEN", 5), ("COUNTS", (200, 400)), ("FEW", 80), ("PHOTO_STEPS", 1)):
+    for name, value in (
+        ("QUICK_STEPS", 10),
+        ("OFTEN", 5),
+        ("SIDE_STEPS", 6),
+        ("COUNTS", (200, 400)),
+        ("FEW", 80),
+        ("PHOTO_STEPS", 1),
+    ):
         monkeypatch.setattr(benchmark, name, value)
     flags = ["--data_root", str(demo_data), "--out", str(tmp_path), "--device", "cpu", "--seeds", "0"]
     flags += ["--repeats", "1", "--steps", "2", "--images", "40", "--large", "100", "--parts"]
     kept = benchmark.main([*flags, "training"])["training"]
-    found = benchmark.main([*flags, "prediction", "start", "growth", "accuracy", "large"])
+    found = benchmark.main([*flags, "prediction", "start", "growth", "accuracy", "side", "large"])
     assert found["training"] == kept  # parts that are not run keep what the file says of them
     assert found == json.loads((tmp_path / "benchmark-cpu.json").read_text())
     assert found["prediction"]["small"]["images"] == 40
@@ -655,5 +662,7 @@ def test_a_benchmark_ends_in_a_json_from_which_the_tables_are_made(
     assert row(block, "0.82392")
     assert row(block, "reading the images, s")
     assert float(row(block, "five validations, with both distances")[1]) > 0
+    assert all(min(rates) > 0 for rates in found["side"]["images_per_second"].values())
+    assert row(block, "2")
     assert found["large"]["photos"].keys() == {"80", "100"}
     assert row(block, "100")
