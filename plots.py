@@ -163,7 +163,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
                 axes.plot(*zip(*known, strict=True) if known else ([], []), color=RUN_COLOURS[i % 8], marker="o",
                           markersize=4, linestyle="--" if i // 8 % 2 else "-", label=name)  # fmt: skip
                 ends |= {i: known[-1][1]} if known else {}
-            axes.set_ylim(0, top or 1.12 * axes.get_ylim()[1])
+            axes.set_ylim(0, top or 1.12 * max(axes.get_ylim()[1], reference or 0))
             heights = spread([value / axes.get_ylim()[1] for value in ends.values()], 0.17 / inches)
             for i, height in zip(ends, heights, strict=True):
                 axes.text(1.03, height, shorter(names[i]), color=RUN_COLOURS[i % 8], fontsize=10.5, va="center",
