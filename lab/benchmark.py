@@ -6,9 +6,10 @@ Writes results/benchmark-<device>.json. Nothing else should run meanwhile. About
 25 minutes on 2 cores, 8 of them for the time to accuracy, 5 for two runs at
 once; --parts runs some of it: training, prediction, start, growth, accuracy,
 side. Parts that are not run keep what the file says of them. What is compared
-alternates within one run; every number is a median over --repeats. Two parts run only where --parts names them:
-large, once, about an hour on one core, and 0.3 MB of $TMPDIR an image; peers,
-the public libraries of lab/peers.py, a quarter of an hour a seed.
+alternates within one run; every number is a median over --repeats. Two parts
+run only where --parts names them: large, once, about an hour on one core, and
+0.3 MB of $TMPDIR an image; peers, the public libraries of lab/peers.py, a
+quarter of an hour a seed.
 """
 
 import argparse
