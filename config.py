@@ -57,10 +57,10 @@ RECIPES = {
 }
 # What these have for a backbone, whole or frozen, in place of their own; the learning rate is that of the heads, a
 # whole backbone's is a tenth of it (arXiv 1705.10667). Recipe `paper` stays as it is.
-KEPT = {"batch_size": 32, "lr": 1e-3, "norm": "pretrained"}
+ALL_WHOLE = {"batch_size": 32, "lr": 1e-3, "norm": "pretrained"}
 WHOLE = {
-    "tuned": {"steps": {"source": 500, "dann": 1000, "target": 500}, **KEPT},
-    "strong": {"steps": {"source": 1000, "dann": 2000, "target": 1000}, **KEPT},
+    "tuned": {"steps": {"source": 500, "dann": 1000, "target": 500}, **ALL_WHOLE},
+    "strong": {"steps": {"source": 1000, "dann": 2000, "target": 1000}, **ALL_WHOLE},
 }
 FROZEN = {"tuned": {"steps": dict.fromkeys(MODES, 300), "batch_size": 64, "lr": 2e-3, "lambda_max": 0.05}}
 # The parts that a mode can have: labels alone need no adaptation, and a target has surroundings of its own.

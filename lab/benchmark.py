@@ -543,9 +543,11 @@ def measure_accuracy(args: argparse.Namespace, device: torch.device) -> dict[str
     more = ["--max_steps", str(QUICK_STEPS), "--device", device.type]
     curves, parts = {}, []
     for seed in args.seeds:
-        spent, folder = timed_run(args.data_root, *more, "--seed", str(seed), "--val_period", str(OFTEN))
-        with folder:
-            lines = read_metrics(Path(folder.name, "run", "metrics.jsonl"))
+        with tempfile.TemporaryDirectory() as folder:
+            words = dann_flags(args.data_root, *more, "--seed", str(seed), "--save_dir", folder, "--run_name")
+            spent = timed_run([*words, "often", "--val_period", str(OFTEN)])
+            lines = read_metrics(Path(folder, "often", "metrics.jsonl"))
+            parts.append({name: sum(values) for name, values in timed_run([*words, "default"]).items()})
         measuring = np.cumsum(spent["validate"]) + np.cumsum([0.0, *spent["save_run"][:-1]])
         seconds = spent["imports"][0] + np.array([line["seconds"] for line in lines]) - measuring
         curves[str(seed)] = [
@@ -553,9 +555,6 @@ def measure_accuracy(args: argparse.Namespace, device: torch.device) -> dict[str
             for second, line in zip(seconds, lines, strict=True)
         ]
         print(f"  seed {seed}: {curves[str(seed)][-1]}", flush=True)
-        spent, folder = timed_run(args.data_root, *more, "--seed", str(seed))
-        folder.cleanup()
-        parts.append({name: sum(values) for name, values in spent.items()})
         print(f"  {parts[-1]}", flush=True)
     reached = {
         str(mark): [
@@ -572,13 +571,11 @@ def measure_accuracy(args: argparse.Namespace, device: torch.device) -> dict[str
     return {**about, "seconds_to": reached, "seconds_by_part": outside, "curves": curves}
 
 
-def timed_run(data_root: Path, *more: str) -> tuple[dict[str, list[float]], tempfile.TemporaryDirectory[str]]:
-    """Seconds of each call of what is OUTSIDE in a fresh run on USPS, and the folder that has it as `run`."""
-    folder = tempfile.TemporaryDirectory()
-    words = [*dann_flags(data_root, *more), "--save_dir", folder.name, "--run_name", "run"]
+def timed_run(words: list[str]) -> dict[str, list[float]]:
+    """Seconds of each call of what is OUTSIDE in a fresh run of train.py with these words."""
     command = [sys.executable, "-c", TIMED, " ".join(OUTSIDE), *words]
     done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.split("MEASURED")[1]), folder
+    return json.loads(done.stdout.split("MEASURED")[1])
 
 
 def draw_time_to_accuracy(curves: dict[str, list[dict[str, float]]], title: str, path: Path) -> None:
