@@ -379,6 +379,8 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
+        if device.type == "cpu":  # one that ends while gloo's threads still hold a gradient would be aborted by them
+            dist.barrier()
     finally:
         dist.destroy_process_group()
 
