@@ -53,7 +53,7 @@ STRONG = frozenset({"augmentation", "distractors", "adversarial", "teacher"})
 RECIPES = {
     "paper": Recipe(dict.fromkeys(MODES, 5000), 64, 0.01, 0.0, 1.0, PLAIN, momentum=0.9, weight_d=2.0, norm="shared"),
     "tuned": Recipe({"source": 1000, "dann": 1800, "target": 1000}, 128, 4e-3, 0.01, 0.2, TUNED),
-    "strong": Recipe({"source": 4000, "dann": 4000, "target": 2000}, 128, 2e-3, 0.05, 0.1, STRONG),
+    "strong": Recipe({"source": 4000, "dann": 8000, "target": 2000}, 128, 2e-3, 0.05, 0.1, STRONG),
 }
 # What these have for a backbone, whole or frozen, in place of their own; the learning rate is that of the heads, a
 # whole backbone's is a tenth of it (arXiv 1705.10667). Recipe `paper` stays as it is.
@@ -118,7 +118,7 @@ class Settings:
         """Length of the run; -ep counts passes over the `labelled` images."""
         if self.epochs and not self.max_steps:
             return max(1, round(self.epochs * labelled / self.values.batch_size))
-        return self.max_steps or self.values.steps["dann" if self.with_source else self.train_mode]
+        return self.max_steps or self.values.steps["source" if self.with_source else self.train_mode]
 
     def views_of(self, classes: list[str]) -> str:
         """The kind of views: what --views says, else by the names of the classes."""
