@@ -7,7 +7,7 @@ imported where such a name is used; timm need not be installed.
 
 import contextlib
 import difflib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,6 @@ class Preprocessing:
             raise ValueError("the preprocessing has no mean and deviation of three channels")
         if min(self.deviation) <= 0 or not 0 < self.crop <= 1 or self.interpolation not in INTERPOLATIONS:
             raise ValueError("the preprocessing has a deviation, crop or interpolation that cannot be")
-
-    def plain(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 # Names
@@ -152,13 +149,9 @@ def with_head(arch: str, pretrained: bool) -> tuple[nn.Module, tuple[str, ...]]:
         stated: Any = model.pretrained_cfg
         names = stated.get("classifier") or "head"
         return model, (names,) if isinstance(names, str) else tuple(names)
-    outputs = {name: getattr(layer, "out_features", getattr(layer, "out_channels", 0)) for name, layer in layers(model)}
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    outputs = {name: getattr(layer, "out_features", getattr(layer, "out_channels", 0)) for name, layer in layers}
     return model, ([name for name, count in outputs.items() if count == 1000][-1],)
-
-
-def layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Its linear layers and convolutions by name."""
-    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
 
 
 def create(arch: str, pretrained: bool) -> nn.Module:

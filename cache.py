@@ -24,7 +24,6 @@ from torch import Tensor
 from utils import UserError, atomic_path, note, remove_parts
 
 FACTS = np.dtype([("checksum", "<u4"), ("plain", "?")])  # of an image: its CRC-32, and whether it is of one colour
-AT_ONCE = 4096  # images of a whole file that are checked at a time
 
 
 def user_folder() -> Path | None:
@@ -98,13 +97,6 @@ class Stored:
                 left = left[count:]
         return 0 if left else len(images)
 
-    def whole(self) -> Tensor:
-        """All images, in memory."""
-        images = torch.empty(self.shape, dtype=torch.uint8)
-        for start in range(0, len(self), AT_ONCE):
-            images[start : start + AT_ONCE] = self[start : start + AT_ONCE]
-        return images
-
 
 class Cache:
     """The cache in `folder`; with None, or once the disk takes no more, nothing is found and nothing is kept.
@@ -115,10 +107,6 @@ class Cache:
     def __init__(self, folder: Path | None, keep: bool = True) -> None:
         self.folder, self.keep, self.bytes_written = folder, keep, 0
 
-    def holds(self, name: str) -> bool:
-        """Whether there is a file of that name, sound or not."""
-        return self.folder is not None and (self.folder / name).is_file()
-
     def find(self, name: str, shape: tuple[int, ...], most: int) -> tuple[Tensor | Stored, np.ndarray] | None:
         """Images of that name and their FACTS, in memory up to `most` bytes; None where there is no sound file."""
         if self.folder is None:
@@ -126,7 +114,7 @@ class Cache:
         path = self.folder / name
         try:
             stored = Stored(path, shape)
-            return stored if stored.nbytes > most else stored.whole(), stored.facts
+            return stored if stored.nbytes > most else stored[:], stored.facts
         except FileNotFoundError:
             return None
         except (OSError, ValueError, UserError):

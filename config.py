@@ -15,9 +15,6 @@ from runs import summary_writer
 from utils import DEVICES, PRECISIONS, SEED, Parser, UserError, bounded, user_path
 
 MODES = ("source", "dann", "target")
-VIEWS = ("digits", "photos")
-EVAL_SPLITS = ("val", "test")
-SELECTIONS = ("last", "source_val", "target_val", *VALIDATORS)
 
 
 @dataclass(frozen=True)
@@ -228,7 +225,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     )
     length.add_argument(
         "--views",
-        choices=VIEWS,
+        choices=("digits", "photos"),
         help="random views of recipe strong. digits: half of them negatives, in the source other digits at the sides; "
         "photos: neither (default: digits where the classes are those from 0 to 9)",
     )
@@ -318,7 +315,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--select",
-        choices=SELECTIONS,
+        choices=("last", "source_val", "target_val", *VALIDATORS),
         default="last",
         metavar="SCORE",
         help="checkpoint that the result is of: `last`, that of the last step (default), or the best by source_val, "
@@ -326,7 +323,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--eval_split",
-        choices=EVAL_SPLITS,
+        choices=("val", "test"),
         default="val",
         help="split of the target that the reported accuracy is of: val, measured at each validation (default), or "
         "test, measured once at the end and read by nothing else",
@@ -368,7 +365,12 @@ def read_settings(args: argparse.Namespace) -> Settings:
         raise UserError(f"--select {args.select} needs a source, which --train_mode target does not read; use last.")
     if args.select in VALIDATORS and args.target_file is None:
         raise UserError(f"--select {args.select} is measured on a target; name one with --target_file.")
-    refuse_test(args)
+    if args.eval_split == "test" and args.target_file is None:
+        raise UserError("--eval_split test measures on a target; name one with --target_file.")
+    if args.eval_split == "test" and args.select == "target_val":
+        raise UserError(
+            "--eval_split test is no number of a checkpoint chosen by target labels; leave out --select target_val."
+        )
     if args.tensorboard:
         summary_writer()  # refused here where the package is missing
     target = (args.target_file or "none").replace("/", "-")
@@ -376,47 +378,21 @@ def read_settings(args: argparse.Namespace) -> Settings:
     name = f"{args.train_mode}_{target}_{kind}_seed{args.seed}" if args.run_name is None else args.run_name
     if name in ("", ".", "..") or "/" in name or os.sep in name:
         raise UserError(f"--run_name {name!r} must be a plain folder name; --save_dir says where it goes.")
-    return Settings(
-        train_mode=args.train_mode,
-        data_root=args.data_root,
-        source_file=args.source_file,
-        target_file=args.target_file,
-        size=args.size or (preprocessing.size if preprocessing else 28),
-        num_workers=args.num_workers,
-        cache=args.cache,
-        recipe=args.recipe,
-        without=tuple(part for part in PARTS if part in args.without),
-        with_source=args.with_source,
-        views=args.views,
-        mirror=args.mirror,
-        balance=args.balance,
-        arch=args.arch,
-        weights=args.weights or ("default" if with_backbone else None),
-        freeze=args.freeze,
-        epochs=args.epochs,
-        max_steps=args.max_steps,
-        lambda_max=args.lambda_max,
-        seed=args.seed,
-        device=args.device,
-        precision=args.precision,
-        save_dir=args.save_dir,
-        run_name=name,
-        numbered=args.run_name is None,
-        resume=args.resume,
-        val_period=args.val_period,
-        select=args.select,
-        eval_split=args.eval_split,
-        topk=topk,
-        tensorboard=args.tensorboard,
-        preprocessing=preprocessing,
-        values=replace(
-            recipe,
-            batch_size=args.batch_size or recipe.batch_size,
-            lr=args.learning_rate or recipe.lr,
-            lambda_max=(args.lambda_max or recipe.lambda_max) if "adversarial" in parts else 0.0,
-            parts=parts,
-        ),
+    flags = vars(args) | {
+        "size": args.size or (preprocessing.size if preprocessing else 28),
+        "without": tuple(part for part in PARTS if part in args.without),
+        "weights": args.weights or ("default" if with_backbone else None),
+        "run_name": name,
+        "topk": topk,
+    }
+    values = replace(
+        recipe,
+        batch_size=flags.pop("batch_size") or recipe.batch_size,
+        lr=flags.pop("learning_rate") or recipe.lr,
+        lambda_max=(args.lambda_max or recipe.lambda_max) if "adversarial" in parts else 0.0,
+        parts=parts,
     )
+    return Settings(**flags, numbered=args.run_name is None, preprocessing=preprocessing, values=values)
 
 
 def refuse_domains(mode: str, source: str, target: str | None, with_source: bool) -> None:
@@ -431,16 +407,6 @@ def refuse_domains(mode: str, source: str, target: str | None, with_source: bool
     both = mode == "dann" or with_source
     if both and target is not None and os.path.normpath(target) == os.path.normpath(source):
         raise UserError(f"--source_file and --target_file are both {source}; the run needs two domains.")
-
-
-def refuse_test(args: argparse.Namespace) -> None:
-    """UserError where --eval_split test has no target, or is of a checkpoint that target labels chose."""
-    if args.eval_split == "test" and args.target_file is None:
-        raise UserError("--eval_split test measures on a target; name one with --target_file.")
-    if args.eval_split == "test" and args.select == "target_val":
-        raise UserError(
-            "--eval_split test is no number of a checkpoint chosen by target labels; leave out --select target_val."
-        )
 
 
 def refuse_recipe(args: argparse.Namespace, has: frozenset[str], parts: frozenset[str]) -> None:

@@ -56,17 +56,16 @@ class Domain:
     def __len__(self) -> int:
         return len(self.images)
 
-    def some(self, limit: int, labels: bool = False) -> "Domain":
-        """At most `limit` of the images, with labels or without, drawn as some_rows does."""
+    def some(self, limit: int) -> "Domain":
+        """At most `limit` of the images, drawn as some_rows does."""
         rows = some_rows(len(self), limit)
-        chosen = self.labels[rows] if labels and self.labels is not None else None
-        features = self.features[rows] if self.features is not None else None
-        return Domain(self.images[rows], chosen, [self.names[i] for i in rows], features=features)
+        labels, features = (None if each is None else each[rows] for each in (self.labels, self.features))
+        return Domain(self.images[rows], labels, [self.names[i] for i in rows], features=features)
 
 
-def some_rows(count: int, limit: int) -> list[int]:
+def some_rows(count: int, limit: int, seed: int = 0) -> list[int]:
     """Rows of `limit` images at most of `count`, in their order, drawn at random: any rule may follow the classes."""
-    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return sorted(drawn[:limit].tolist())
 
 
@@ -145,12 +144,7 @@ DECODER = "".join(inspect.getsource(part) for part in (to_rgb, contrast, square,
 
 
 def decode(
-    paths: Sequence[Path],
-    size: int,
-    unreadable: dict[int, str],
-    workers: int = 0,
-    label: str = "",
-    wanted: Preprocessing | None = None,
+    paths: Sequence[Path], size: int, unreadable: dict[int, str], workers: int, label: str, wanted: Preprocessing | None
 ) -> Iterator[np.ndarray]:
     """Decode images, each once, on `workers` threads (0: one per core); yields uint8 [n, size, size, 3] in their order.
 
@@ -169,17 +163,15 @@ def decode(
         return pixels
 
     threads, starts = workers or os.cpu_count() or 1, iter(range(0, len(paths), CHUNK))
-    progress = Progress(len(paths), label, "images") if label else None
+    progress = Progress(len(paths), label, "images")
     with quiet_pillow(), ThreadPoolExecutor(threads) as pool:
         coming = deque(pool.submit(read_chunk, start) for start in islice(starts, 2 * threads))
         while coming:
             pixels = coming.popleft().result()
             coming.extend(pool.submit(read_chunk, start) for start in islice(starts, 1))
-            if progress:
-                progress.update(len(pixels))
+            progress.update(len(pixels))
             yield pixels
-    if progress:
-        progress.close()
+    progress.close()
 
 
 def in_memory(chunks: Iterable[np.ndarray], count: int, size: int) -> Tensor:
@@ -202,7 +194,7 @@ def read_images(
 ) -> tuple[Tensor, dict[int, str]]:
     """Images as decode reads them, uint8 [N, size, size, 3], and by index why one could not be read."""
     unreadable: dict[int, str] = {}
-    images = in_memory(decode(paths, size, unreadable, workers, wanted=wanted), len(paths), size)
+    images = in_memory(decode(paths, size, unreadable, workers, "", wanted), len(paths), size)
     return images, dict(sorted(unreadable.items()))
 
 

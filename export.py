@@ -23,30 +23,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model import DANN
-from runs import build_network, load_checkpoint, resolve_checkpoint
+from runs import CHECKPOINT, build_network, load_checkpoint, resolve_checkpoint
 from utils import Parser, UserError, atomic_path, run_script, user_path
 
 TOLERANCE = 1e-4  # of a probability
 EXAMPLE = 4  # images
 
 
-class Predictor(nn.Module):
-    """Images uint8 [B, 3, H, W] -> probabilities float32 [B, K]."""
-
-    def __init__(self, net: DANN) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(images).softmax(1)
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--checkpoint", type=user_path, required=True, metavar="PATH", help="run folder or checkpoint file"
-    )
+    parser.add_argument("--checkpoint", **CHECKPOINT)
     parser.add_argument(
         "--out_path", type=user_path, required=True, metavar="FILE", help="file to write, .pt2 or .onnx"
     )
@@ -64,7 +50,7 @@ def compare(found: Tensor, wanted: Tensor) -> float:
     return difference
 
 
-def write_pt2(path: Path, predictor: Predictor, images: Tensor, classes: list[str]) -> float:
+def write_pt2(path: Path, predictor: nn.Module, images: Tensor, classes: list[str]) -> float:
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(predictor, (images,), dynamic_shapes=({0: batch},), strict=False)
     content = io.BytesIO()  # as in save_checkpoint: a full disk is to be an OSError
@@ -76,7 +62,7 @@ def write_pt2(path: Path, predictor: Predictor, images: Tensor, classes: list[st
     return max(compare(again(images[:n]), predictor(images[:n])) for n in (1, EXAMPLE))
 
 
-def write_onnx(path: Path, predictor: Predictor, images: Tensor, classes: list[str]) -> float:
+def write_onnx(path: Path, predictor: nn.Module, images: Tensor, classes: list[str]) -> float:
     try:
         import onnx
         import onnxruntime
@@ -118,9 +104,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     net, classes = build_network(file, load_checkpoint(file), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     size = net.arguments["size"]
+    predictor = nn.Sequential(net, nn.Softmax(1)).eval().requires_grad_(False)  # uint8 [B, 3, H, W] -> [B, K]
     images = torch.randint(0, 256, (EXAMPLE, 3, size, size), dtype=torch.uint8, generator=generator)
     with torch.no_grad(), atomic_path(args.out_path) as part:
-        difference = write(part, Predictor(net).eval().requires_grad_(False), images, classes)
+        difference = write(part, predictor, images, classes)
     if net.preprocessing:
         how = f"the middle {net.preprocessing.crop:.1%} of the shorter side, {net.preprocessing.interpolation}"
     else:

@@ -19,7 +19,7 @@ import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from dataset import read_images, tell_one_colour
 from listing import encode_labels, image_homes, image_names, list_csv, read_text, slashed
 from metrics import entropy, predict
 from model import DANN
-from runs import build_network, load_checkpoint, resolve_checkpoint
+from runs import CHECKPOINT, build_network, load_checkpoint, resolve_checkpoint
 from utils import (
     DEVICES,
     Parser,
@@ -56,9 +56,7 @@ CHUNK, CHUNK_BYTES = 8192, 100 << 20  # read at a time, the less; three are in m
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(usage="%(prog)s --checkpoint PATH --test_loc PATH --out_path PATH [...]", description=__doc__)
     files = parser.add_argument_group("needed first")
-    files.add_argument(
-        "--checkpoint", type=user_path, required=True, metavar="PATH", help="run folder or checkpoint file"
-    )
+    files.add_argument("--checkpoint", **CHECKPOINT)
     files.add_argument(
         "--test_loc",
         type=user_path,
@@ -120,13 +118,6 @@ def output_file(out_path: Path) -> Path:
     return out_path / "pred.csv"
 
 
-def keep_inputs(out_file: Path, inputs: Sequence[Path | None]) -> None:
-    """UserError where writing the predictions would replace one of the files that they are made from."""
-    for given in inputs:
-        if given and given.is_file() and out_file.exists() and given.samefile(out_file):
-            raise UserError(f"--out_path {out_file} is an input of this command; choose another name.")
-
-
 def read_chunks(
     home: Path, names: list[str], elsewhere: dict[str, str], net: DANN, workers: int
 ) -> Iterator[tuple[list[int], Tensor, dict[int, str]]]:
@@ -158,31 +149,28 @@ def list_inputs(test_loc: Path) -> tuple[Path, list[str], dict[str, str]]:
     A folder: every image below it. A CSV: its column image_name, files as training finds them. A .txt: a path a line,
     absolute or relative to the list's folder, and perhaps a label behind it; lines of a # and no file are comments.
     """
-    if test_loc.is_dir():
-        return test_loc, some_images(image_names(test_loc), test_loc), {}
     if test_loc.is_file() and test_loc.suffix.lower() == ".csv":
         home, listing = image_homes(test_loc)[0], list_csv(test_loc, with_labels=False)
         both = zip(listing.names, listing.paths, strict=True)
         return home, sorted(listing.names), {name: os.path.abspath(path) for name, path in both if path != home / name}
-    if test_loc.is_file() and test_loc.suffix.lower() == ".txt":
+    home = test_loc
+    if test_loc.is_dir():
+        names = image_names(test_loc)
+    elif test_loc.is_file() and test_loc.suffix.lower() == ".txt":
         try:
             lines = [line.strip() for line in read_text(test_loc).splitlines()]
         except ValueError as error:
             raise UserError(f"--test_loc {test_loc} is no text; list one path a line.") from error
         home = test_loc.parent
-        names = {path_in_line(home, line) for line in lines if line}
-        names = {name for name in names if name[0] != "#" or os.path.isfile(home / name)}
-        return home, some_images(sorted(names), test_loc), {}
-    raise UserError(
-        f"--test_loc {test_loc} is neither a folder of images nor a .csv or .txt that lists them; name one."
-    )
-
-
-def some_images(names: list[str], test_loc: Path) -> list[str]:
-    """The names; UserError where there are none."""
+        found = {path_in_line(home, line) for line in lines if line}
+        names = sorted(name for name in found if name[0] != "#" or os.path.isfile(home / name))
+    else:
+        raise UserError(
+            f"--test_loc {test_loc} is neither a folder of images nor a .csv or .txt that lists them; name one."
+        )
     if not names:
         raise UserError(f"--test_loc {test_loc} holds no image; name a folder of images.")
-    return names
+    return home, names, {}
 
 
 def path_in_line(home: Path, line: str) -> str:
@@ -268,7 +256,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     checkpoint = load_checkpoint(file)
     net, classes = build_network(file, checkpoint, choose_device(args.device))
     wanted = read_labels(args.labels, classes) if args.labels else None
-    keep_inputs(out_file, [args.test_loc, args.labels, file])
+    for given in filter(None, (args.test_loc, args.labels, file)):
+        if given.is_file() and out_file.exists() and given.samefile(out_file):
+            raise UserError(f"--out_path {out_file} is an input of this command; choose another name.")
     precision = choose_precision(args.precision, net.device)
     left_out: dict[str, str] = {}
     rows: list[int] = []

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cache import Cache, user_folder
-from dataset import Domain, read_domain
+from dataset import Domain, read_domain, some_rows
 from listing import NoClasses, list_split, of_known_classes
-from metrics import predict
+from metrics import Answers, answers
 from model import DANN, SOURCE
 from utils import UserError
 
@@ -35,14 +34,12 @@ def read_validation(data_root: Path, domain: str, classes: list[str], net: DANN)
 
 
 @dataclass
-class Side:
-    """One domain in the latent space: features [N, F] and probabilities [N, K] of its images, and the rows to draw."""
+class Side(Answers):
+    """One domain in the latent space: the answers on its images, and the rows to draw."""
 
     name: str
     split: str
     data: Domain
-    features: Tensor
-    probabilities: Tensor
     rows: list[int]
 
     @property
@@ -52,14 +49,8 @@ class Side:
 
     def in_words(self) -> str:
         """Name, n and accuracy for the title."""
-        share = self.accuracy()
-        words = "no labels" if share is None else f"accuracy {share:.3f}"
+        words = "no labels" if self.accuracy is None else f"accuracy {self.accuracy:.3f}"
         return f"{self.name} {self.split} (n = {len(self.data):,}, {words})"
-
-    def accuracy(self) -> float | None:
-        if self.data.labels is None:
-            return None
-        return (self.predicted == self.data.labels).sum().item() / len(self.data)
 
     def drawn_labels(self) -> list[int]:
         """Class indices of the drawn images, -1 without labels."""
@@ -78,9 +69,9 @@ def statistics(net: DANN, stated: dict[str, Any]) -> list[int]:
 def look_at(name: str, images: tuple[Domain, str], net: DANN, domain: int, limit: int, seed: int) -> Side:
     """Pass what read_validation gave with the BatchNorm statistics of `domain`; draw `limit` images by the seed."""
     data, split = images
-    features, probabilities = predict(net, data.images, domain=domain)
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    return Side(name, split, data, features, probabilities, order[:limit].sort().values.tolist())
+    found = answers(net, data, domain)
+    assert found is not None  # a listing is never empty
+    return Side(**vars(found), name=name, split=split, data=data, rows=some_rows(len(data), limit, seed))
 
 
 def embed(features: np.ndarray, seed: int, start: np.ndarray | None = None) -> np.ndarray:

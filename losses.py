@@ -238,15 +238,12 @@ class Teacher:
 
         Only to measure on the source, before a validation: those of its augmented views would set the domains apart.
         """
-        momentum = [layer.source.momentum for layer in self.norms]
         for k, x_s in enumerate(batches):
             for layer in self.norms:
                 layer.train()
                 layer.source.momentum = 1 / (k + 1)
             self.net.features(x_s, SOURCE)
         self.net.eval()
-        for layer, value in zip(self.norms, momentum, strict=True):
-            layer.source.momentum = value
 
     @torch.no_grad()
     def follow(self, net: nn.Module, step: int) -> None:

@@ -108,16 +108,16 @@ class Features:
         return predict(self.net, self.data.inputs[rows], domain=self.domain)[0]
 
 
-def proxy_a_distance(
-    features_s: Tensor | Features, features_t: Tensor | Features, limit: int = 2000, seed: int = 0
-) -> float:
-    """How well a linear classifier tells two domains apart: 2 (1 - 2 err), 0 not at all, 2 perfectly.
+def domain_distance(features_s: Tensor | Features, features_t: Tensor | Features) -> float | None:
+    """Proxy A-distance: how well a linear classifier tells two domains apart, 2 (1 - 2 err), 0 not at all, 2 perfectly.
 
     features_s [N, F], features_t [M, F]: of held-out images; err is the share on which tell_apart is wrong. Chance can
-    carry it below 0. Source: Ben-David et al. 2007; arXiv 1505.07818, section 3.2 and 5.1, with a linear SVM.
+    carry it below 0. None with under 10 images of a domain. Source: Ben-David et al. 2007; arXiv 1505.07818, section
+    3.2 and 5.1, with a linear SVM.
     """
-    p_target, _ = tell_apart(features_s, features_t, limit, seed)
-    return distance_of(p_target)
+    if min(len(features_s), len(features_t)) < MINIMUM:
+        return None
+    return distance_of(tell_apart(features_s, features_t)[0])
 
 
 def distance_of(p_target: Tensor) -> float:
@@ -127,7 +127,7 @@ def distance_of(p_target: Tensor) -> float:
 
 
 def tell_apart(
-    features_s: Tensor | Features, features_t: Tensor | Features, limit: int = 2000, seed: int = 0
+    features_s: Tensor | Features, features_t: Tensor | Features, limit: int = 2000
 ) -> tuple[Tensor, Tensor]:
     """How likely images are of the target by their features, and which of the source were asked about.
 
@@ -142,9 +142,7 @@ def tell_apart(
     from sklearn.preprocessing import StandardScaler
 
     count = min(len(features_s), len(features_t), limit)
-    if count < MINIMUM:
-        raise ValueError(f"{count} images of a domain are too few to measure a distance, {MINIMUM} are needed")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     rows_s, rows_t = (torch.randperm(len(f), generator=generator)[:count] for f in (features_s, features_t))
     x = torch.cat([features_s[rows_s], features_t[rows_t]]).double().numpy()
     d = torch.arange(2).repeat_interleave(count).numpy()
@@ -156,13 +154,6 @@ def tell_apart(
     p_target = torch.empty(2 * count, dtype=torch.float64)
     p_target[order] = torch.from_numpy(found)
     return p_target, rows_s
-
-
-def domain_distance(source: Tensor | Features | None, target: Tensor | Features | None) -> float | None:
-    """Proxy A-distance of two sets' features; None without both or with under 10 images."""
-    if source is None or target is None or min(len(source), len(target)) < MINIMUM:
-        return None
-    return proxy_a_distance(source, target)
 
 
 # Validation scores

@@ -163,12 +163,9 @@ class DANN(nn.Module):
             self.preprocessing = Preprocessing(**preprocessing)
             self.arguments |= {"preprocessing": preprocessing, "frozen": frozen}
             layers = _with_backbone(num_classes, norm, arch, size, body, frozen)
-            mean, deviation = (
-                255 * torch.tensor(values).view(3, 1, 1)
-                for values in (self.preprocessing.mean, self.preprocessing.deviation)
-            )
-            self.register_buffer("mean", mean, persistent=False)
-            self.register_buffer("deviation", deviation, persistent=False)
+            for name in ("mean", "deviation"):
+                values = torch.tensor(getattr(self.preprocessing, name)).view(3, 1, 1)
+                self.register_buffer(name, 255 * values, persistent=False)
         self.feature_extractor, self.label_classifier, self.domain_classifier = layers
         self.to(memory_format=torch.channels_last)
 
@@ -211,11 +208,6 @@ class DANN(nn.Module):
         if images.ndim == 2:
             return self.feature_extractor[1](images)
         return self.feature_extractor(self.preprocess(images))
-
-    @property
-    def backbone_width(self) -> int:
-        """C, the length of what the backbone makes of an image."""
-        return self.feature_extractor.get_submodule("bottleneck.0").in_features  # type: ignore[return-value]
 
     def backbone_features(self, images: Tensor) -> Tensor:
         """Images uint8 [B, 3, H, W] -> what the backbone makes of them, [B, C], for the bottleneck."""

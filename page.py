@@ -186,32 +186,27 @@ def latent(runs: list[Seen]) -> tuple[list[dict[str, Any]], list[str]]:
     return found, list(sheets)
 
 
-def answered(run: Seen) -> Side | None:
-    """The side whose answers are shown: the target, or the source where that has no labels."""
-    return next((side for side in reversed(run.sides) if side.data.labels is not None), None)
+def answered(run: Seen) -> tuple[Side, np.ndarray] | None:
+    """The side whose answers are shown, and its labels: the target, or the source where that has none."""
+    known = ((side, side.data.labels.numpy()) for side in reversed(run.sides) if side.data.labels is not None)
+    return next(known, None)
 
 
 def confusions(runs: list[Seen]) -> list[dict[str, Any] | None]:
     found: list[dict[str, Any] | None] = []
     for run in runs:
-        side = answered(run)
-        if side is None or side.data.labels is None:
-            found.append(None)
-            continue
-        counts = confusion(side.data.labels.numpy(), side.predicted.numpy(), len(run.classes))
-        found.append({"classes": [shorter(name) for name in run.classes], "counts": counts.tolist()})
+        known = answered(run)
+        counts = known and confusion(known[1], known[0].predicted.numpy(), len(run.classes)).tolist()
+        found.append(known and {"classes": [shorter(name) for name in run.classes], "counts": counts})
     return found
 
 
 # The text
 
 
-def mistakes(run: Seen) -> str:
+def mistakes(run: Seen, side: Side, labels: np.ndarray) -> str:
     """The most confident wrong answers, as figures of HTML."""
-    side = answered(run)
-    if side is None or side.data.labels is None:
-        return ""
-    labels, p = side.data.labels.numpy(), side.probabilities.numpy()
+    p = side.probabilities.numpy()
     wrong = most_confident_mistakes(labels, p)
     figures = []
     for row in wrong[:MISTAKES]:
@@ -232,11 +227,12 @@ def section(i: int, run: Seen) -> str:
     """A run in words, and the places for its charts; where its images are gone, the figures that it drew itself."""
     words = [html.escape(sentence) for sentence in in_words(run.result)]
     items = "".join(f"<li{' class=warning' if text.startswith('warning:') else ''}>{text}</li>" for text in words)
-    side = answered(run)
+    known = answered(run)
     parts = [f'<h2><i style="background:{RUN_COLOURS[i % 8]}"></i>{html.escape(run.name)}</h2>\n<ul>{items}</ul>']
-    if side:
+    if known:
+        side, labels = known
         parts.append(f"<h3>Answers on {html.escape(side.name)} {side.split}</h3>")
-        parts.append(f'<div class="confusion" id="confusion{i}"></div>\n{mistakes(run)}')
+        parts.append(f'<div class="confusion" id="confusion{i}"></div>\n{mistakes(run, side, labels)}')
     elif run.missing:
         parts.append(f'<p class="warning">{html.escape(run.missing)}</p>')
         for file in (run.folder / "confusion.png", run.folder / "mistakes.png"):

@@ -61,8 +61,9 @@ def picture(path: Path, width: float, height: float, title: str = "", names: Ite
     names: what is written in it of the user's own, class names for one, in any script that a font here has.
     """
     odd = "".join(sorted({letter for word in (title, *names) for letter in word if not letter.isascii()}))
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # not which weight of a font it takes
     settings: Any = {"text.parse_math": False, "font.family": fonts_for(odd)}  # a class may be called $5
-    with matplotlib.rc_context(settings), warnings.catch_warnings(), quiet_fonts():
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # fonts_for has told
         figure = Figure(figsize=(width, height), layout="constrained")
         if title:
@@ -71,18 +72,6 @@ def picture(path: Path, width: float, height: float, title: str = "", names: Ite
         yield figure
         with atomic_path(path) as part:
             figure.savefig(part, dpi=120, format="png")
-
-
-@contextlib.contextmanager
-def quiet_fonts() -> Iterator[None]:
-    """No word of matplotlib on which weight of a font it takes."""
-    log = logging.getLogger("matplotlib.font_manager")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 @lru_cache(maxsize=8)

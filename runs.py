@@ -33,7 +33,7 @@ from cache import facts_of
 from dataset import Domain
 from losses import ClassPriors, Teacher
 from model import DANN, MAX_SIZE, MIN_SIZE, SOURCE, TARGET
-from utils import UserError, atomic_path, naming, note, remove_parts, versions
+from utils import UserError, atomic_path, naming, note, remove_parts, user_path, versions
 
 MAX_BYTES = 2 << 30  # an archive that unpacks to more, and to more than its file has, is made to fill the memory
 KEYS = {"model", "model_args", "args", "step", "metrics", "versions", "resume"}
@@ -439,6 +439,7 @@ def resolve_checkpoint(path: Path) -> Path:
     raise UserError(f"--checkpoint {path} holds no last.pt ({there}); name {which}.")
 
 
+CHECKPOINT: dict[str, Any] = dict(type=user_path, required=True, metavar="PATH", help="run folder or checkpoint file")
 OTHER_FILES = {  # their first bytes -> what they are
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",

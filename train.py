@@ -28,7 +28,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -184,24 +184,6 @@ class Data:
         return {name: None if domain is None else len(domain) for name, domain in domains.items()}
 
 
-def listed(root: Path, domain: str, split: str, classes: list[str] | None, foreign: bool) -> Listing | None:
-    """A split to read, with labels of `classes` where they are asked for; None where it has none, or does not exist.
-
-    foreign: neither source nor labelled domain, so that its folders may sort by anything.
-    """
-    if classes is None:
-        return list_split(root, domain, split, with_labels=False)
-    try:
-        found = list_split(root, domain, split, with_labels=True)
-    except NoClasses as error:
-        if not foreign:
-            raise
-        note(f"no accuracy is measured on {domain}: {error}")
-        return None
-    found = of_known_classes(found, classes) if found and foreign else found
-    return found if found and found.labels is not None else None
-
-
 def to_train_on(settings: Settings, domain: str) -> Listing:
     """The train split of a domain, with labels; UserError where it has none."""
     listing = list_split(settings.data_root, domain, "train", with_labels=True)
@@ -274,10 +256,18 @@ def refuse_selection(settings: Settings, data: Data) -> None:
 def read_split(
     settings: Settings, cache: Cache, domain: str, split: str, classes: list[str] | None, limit: int | None = None
 ) -> Domain | None:
-    """A split of a domain, or some `limit` of its images; None and labels as in `listed`."""
-    foreign = settings.train_mode != "target" and domain != settings.source_file
-    found = listed(settings.data_root, domain, split, classes, foreign)
-    if found is None:
+    """A split, or some `limit` of its images, with labels of `classes` where given; None without it or these."""
+    foreign = settings.train_mode != "target" and domain != settings.source_file  # its folders may sort by anything
+    try:
+        found = list_split(settings.data_root, domain, split, with_labels=classes is not None)
+    except NoClasses as error:
+        if classes is None or not foreign:
+            raise
+        note(f"no accuracy is measured on {domain}: {error}")
+        return None
+    if found and classes and foreign:
+        found = of_known_classes(found, classes)
+    if found is None or (classes and found.labels is None):
         return None
     if limit:
         found, cache = found.of(some_rows(len(found.names), limit)), NO_CACHE
@@ -301,7 +291,7 @@ def pretrained(settings: Settings) -> nn.Module | None:
 def build(settings: Settings, data: Data, predict_as: int, body: nn.Module | None) -> DANN:
     """The network of a run, on the CPU; body: its backbone, None for another network or weights yet to be loaded."""
     seed_step(settings.seed, -1)
-    plain = settings.preprocessing.plain() if settings.preprocessing else None
+    plain = asdict(settings.preprocessing) if settings.preprocessing else None
     norm = settings.values.norm
     return DANN(len(data.classes), settings.arch, settings.size, predict_as, norm, plain, settings.freeze, body)
 
@@ -359,6 +349,7 @@ def compute_features(run: Run, data: Data, cache: Cache, shown: bool) -> None:
     net, sample = run.net.eval(), None if data.sample_is_train else data.target_sample
     todo = [data.labelled, data.unlabelled, data.labelled_t, data.source_val, data.target_val, sample]
     domains = [domain for domain in todo if domain]
+    channels: Any = net.feature_extractor.get_submodule("bottleneck.0").in_features
     body = hashlib.sha256(f"{net.arch} {net.preprocessing} {net.device.type} {torch.__version__}".encode())
     for value in net.feature_extractor[0].state_dict().values():
         body.update(value.cpu().numpy().tobytes())
@@ -367,9 +358,10 @@ def compute_features(run: Run, data: Data, cache: Cache, shown: bool) -> None:
         alike.setdefault(id(domain) if domain.checksums is None else domain.checksums.tobytes(), []).append(domain)
     for same in alike.values():
         names = [f"features-{Path(each.kept).stem}-{body.hexdigest()[:16]}.npy" for each in same if each.kept]
-        name = next((name for name in names if cache.holds(name)), names[0] if names else None)
+        there = (name for name in names if cache.folder and (cache.folder / name).is_file())
+        name = next(there, names[0] if names else None)
         make = partial(feature_chunks, net, same[0], shown)
-        found = cache.find_or_write(name, (len(same[0]), net.backbone_width, 4), sys.maxsize, make)  # bytes of float32
+        found = cache.find_or_write(name, (len(same[0]), channels, 4), sys.maxsize, make)  # bytes of float32
         stored = found[0] if found else torch.from_numpy(np.concatenate(list(make())))
         assert isinstance(stored, Tensor)
         for each in same:
@@ -381,17 +373,15 @@ def compute_features(run: Run, data: Data, cache: Cache, shown: bool) -> None:
 
 def feature_chunks(net: DANN, domain: Domain, shown: bool) -> Iterator[np.ndarray]:
     """Features of a domain's images by the backbone, batch by batch, as bytes: uint8 [B, C, 4]."""
-    progress = Progress(len(domain), "features", "images") if shown else None
+    progress = Progress(len(domain), "features" if shown else "", "images")
     size = eval_batch(net, domain.images)
     for start in range(0, len(domain), size):
         batch = domain.images[start : start + size]
         with torch.no_grad():
             features = net.backbone_features(as_input(batch.to(net.device))).float().cpu()  # [B, C]
-        if progress:
-            progress.update(len(batch))
+        progress.update(len(batch))
         yield features[:, :, None].view(torch.uint8).numpy()
-    if progress:
-        progress.close()
+    progress.close()
 
 
 # Loop
@@ -405,7 +395,8 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
     batch_s = batches(data.labelled, stream=SOURCE, balance=settings.balance)
     batch_t = batches(half_t, stream=TARGET) if (half_t := data.unlabelled or data.labelled_t) else None
     objective = ranks.wrap(Objective(net, recipe.parts))
-    meter = Meter(run, f"train {settings.train_mode}", recipe.batch_size * (2 if batch_t else 1), shown=ranks.main)
+    label = f"train {settings.train_mode}" if ranks.main else ""
+    meter = Meter(run, label, recipe.batch_size * (2 if batch_t else 1))
     val_period = settings.val_period or max(1, run.total_steps // 5)
     measured, stop, kind, share = None, False, run.args["views"], recipe.batch_size // ranks.world
     net.train()
@@ -446,19 +437,19 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
                 in_full = run.step == run.total_steps or settings.select != "last"
                 measured, line = validate(run, data, batch_s, numbers, in_full)
                 log.write(line)
-                meter.say(summary(line, run.total_steps))
+                meter.progress.say(summary(line, run.total_steps))
                 save_run(run, line, settings.select, settings.topk, candidate=regular)
                 meter.restart()
-    meter.close()
+    meter.progress.close()
     return measured
 
 
 class Meter:
     """What the steps since the last validation gave: means of their losses, the time they took, the progress bar."""
 
-    def __init__(self, run: Run, label: str, images_a_step: int, shown: bool) -> None:
+    def __init__(self, run: Run, label: str, images_a_step: int) -> None:
         self.run, self.images_a_step = run, images_a_step
-        self.progress = Progress(run.total_steps, label, "steps", run.step) if shown else None
+        self.progress = Progress(run.total_steps, label, "steps", run.step)
         self.looked = time.monotonic()  # at what else keeps the cores busy
         self.restart()
 
@@ -473,8 +464,7 @@ class Meter:
             self.totals[name] = self.totals.get(name, 0) + value.detach()
         if losses["L_y"].device.type == "cpu" or self.run.step % ASK_GPU == 0:
             check_finite(self.run, self.totals, lr)
-        if self.progress:
-            self.progress.update(1, lambda: f"loss {total(losses).item():.3f}")
+        self.progress.update(1, lambda: f"loss {total(losses).item():.3f}")
         if time.monotonic() - self.looked > LOOK:
             self.looked = time.monotonic()
             if busy := share_cores(self.run.net.device):
@@ -490,14 +480,6 @@ class Meter:
         check_finite(self.run, {**self.totals, "a weight": torch.stack(weights).sum()}, lr)
         steps = self.run.step - self.since
         return {name: self.totals[name].item() / steps if name in self.totals else None for name in LOGGED}
-
-    def say(self, text: str) -> None:
-        if self.progress:
-            self.progress.say(text)
-
-    def close(self) -> None:
-        if self.progress:
-            self.progress.close()
 
 
 def check_finite(run: Run, found: dict[str, Tensor], lr: float) -> None:
@@ -529,7 +511,7 @@ def measure(run: Run, data: Data, in_full: bool = True) -> Measured:
     """Predict both val sets with the network that predicts; without `in_full` a part of the source's, if of images."""
     source_val = data.source_val
     if source_val and source_val.features is None and not in_full:
-        source_val = source_val.some(SAMPLE_IMAGES, labels=True)
+        source_val = source_val.some(SAMPLE_IMAGES)
     target_val = answers(run.predictor, data.target_val)
     target = target_val or answers(run.predictor, data.target_sample)
     return Measured(run.step, answers(run.predictor, source_val, SOURCE), target_val, target)
@@ -597,7 +579,12 @@ def finish(
     lines = [line for line in log.lines if line["step"] <= selected["step"]]
     compared = against_source_only(run, data, settings, measured)
     priors = class_priors(run, data, metrics.get("target_priors"))
-    warnings = doubts(lines, settings.values.parts, len(data.classes), measured, (run.distance_before, after), compared)
+    answered = len(measured.target.probabilities) if measured.target else 0
+    warnings = collapse(lines[-1], len(data.classes), answered) if lines else []
+    if lines and "adversarial" in settings.values.parts:
+        warnings += idle_adversary(lines, run.distance_before, after)
+    if lines and compared and answered >= MINIMUM:
+        warnings += harm(compared)
     predicting = (*run.net.feature_extractor.parameters(), *run.net.label_classifier.parameters())
     result = {
         "target_val_accuracy": metrics["target_val_accuracy"],
@@ -653,27 +640,6 @@ def on_test(run: Run, data: Data, settings: Settings) -> Answers | None:
     return answers(run.predictor, test)
 
 
-def doubts(
-    lines: list[dict[str, Any]],
-    parts: frozenset[str],
-    num_classes: int,
-    measured: Measured,
-    distances: tuple[float | None, float | None],
-    compared: dict[str, Any] | None,
-) -> list[str]:
-    """What gives cause to doubt in the result, a sentence each; by the log's lines and by what was measured after.
-
-    distances: proxy A-distance before and after.
-    """
-    if not lines:
-        return []
-    answered = len(measured.target.probabilities) if measured.target else 0
-    found = collapse(lines[-1], num_classes, answered)
-    if "adversarial" in parts:
-        found += idle_adversary(lines, *distances)
-    return found + (harm(compared) if compared and answered >= MINIMUM else [])
-
-
 def against_source_only(
     run: Run, data: Data, settings: Settings, measured: "Measured"
 ) -> dict[str, float | None] | None:
@@ -690,15 +656,8 @@ def against_source_only(
     except UserError:  # weights that have gone since
         return None
     net = build(settings, data, SOURCE, body).to(run.net.device)
-    optimizer = build_optimizer(net, "source", recipe)
-    short = Run(
-        run.folder,
-        run.args,
-        net,
-        optimizer,
-        min(run.total_steps, max(run.total_steps // 6, SOURCE_STEPS)),
-        precision=run.precision,
-    )
+    steps = min(run.total_steps, max(run.total_steps // 6, SOURCE_STEPS))
+    short = Run(run.folder, run.args, net, build_optimizer(net, "source", recipe), steps, precision=run.precision)
     try:
         train(short, replace(data, unlabelled=None), replace(settings, train_mode="source", values=recipe), ALONE, None)
     except UserError:  # a loss that is not finite: the run itself is done

@@ -19,7 +19,7 @@ import torch
 from latent import Side, embed, look_at, read_validation, statistics
 from metrics import domain_distance
 from plots import draw_by_class, draw_by_domain
-from runs import build_network, load_checkpoint, resolve_checkpoint
+from runs import CHECKPOINT, build_network, load_checkpoint, resolve_checkpoint
 from utils import DEVICES, SEED, Parser, UserError, atomic_path, bounded, choose_device, run_script, shown, user_path
 
 FILES = {".png", ".jpg", ".jpeg", ".svg", ".pdf", ".csv"}  # what a user who takes --out_path for a file may name
@@ -28,9 +28,7 @@ FILES = {".png", ".jpg", ".jpeg", ".svg", ".pdf", ".csv"}  # what a user who tak
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(usage="%(prog)s --checkpoint PATH --data_root DIR --out_path DIR [...]", description=__doc__)
     first, more = parser.add_argument_group("needed first"), parser.add_argument_group("what is drawn")
-    first.add_argument(
-        "--checkpoint", type=user_path, required=True, metavar="PATH", help="run folder or checkpoint file"
-    )
+    first.add_argument("--checkpoint", **CHECKPOINT)
     first.add_argument(
         "--data_root", type=user_path, required=True, metavar="DIR", help="folder that holds the domains"
     )
@@ -98,7 +96,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     print(f"{title}\n{args.out_path}")
     return {
         "out_path": str(args.out_path),
-        "accuracy": {side.name: side.accuracy() for side in sides},
+        "accuracy": {side.name: side.accuracy for side in sides},
         "proxy_a_distance": distance,
         "count": len(points),
     }

@@ -46,9 +46,8 @@ class Parser(argparse.ArgumentParser):
     """ArgumentParser that opens --help with the docstring as it stands and reports a bad flag as a UserError."""
 
     def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        kwargs.setdefault("allow_abbrev", False)  # a mistyped flag is refused, not guessed
-        super().__init__(**kwargs)
+        # without abbreviations a mistyped flag is refused, not guessed
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help.")
@@ -92,21 +91,6 @@ REMEDIES = {
 }
 
 
-def refusal_by_the_system(error: OSError) -> str:
-    """A full disk, a read-only folder or a vanished file in one sentence, with what to do."""
-    where = f"{error.filename}: " if error.filename else ""
-    remedy = REMEDIES.get(error.errno or 0, "see that the place is there")
-    return (
-        f"{where}{error.strerror or error}; nothing was left half written; {remedy} and start again (a training with "
-        "--resume)."
-    )
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out: each allocator has words of its own."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
-
-
 def run_script(main: Callable[[], dict[str, Any]]) -> NoReturn:
     """Run a script's `main` and turn its outcome into the exit code: 0 done, 1 something left out, 2 refused or failed.
 
@@ -133,10 +117,13 @@ def run_script(main: Callable[[], dict[str, Any]]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:  # full disk, read-only folder, vanished file
-        print(f"{script}: {UserError(refusal_by_the_system(error))}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = REMEDIES.get(error.errno or 0, "see that the place is there")
+        said = f"{where}{error.strerror or error}; nothing was left half written; {remedy} and start again"
+        print(f"{script}: {UserError(f'{said} (a training with --resume).')}", file=sys.stderr)
         sys.exit(2)
-    except Exception as error:
-        if out_of_memory(error):
+    except Exception as error:  # each allocator has words of its own
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error):
             print(f"{script}: the memory is used up; use a smaller --batch_size or another --device.", file=sys.stderr)
         else:  # a fault of ours: its traceback is what a report needs, but 1 would say "done"
             traceback.print_exc()
@@ -231,8 +218,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
         os.close(handle)
-        with replacing(Path(name), path):
-            yield Path(name)
+        part = Path(name)
+        try:
+            yield part
+            umask = os.umask(0)
+            os.umask(umask)
+            part.chmod(0o666 & ~umask)  # mkstemp's 0600 would keep colleagues out
+            flush_to_disk(part)
+            os.replace(part, path)
+            flush_to_disk(path.parent)  # a new name lives in its folder, which has a cache of its own
+        finally:
+            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -244,21 +240,6 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-@contextlib.contextmanager
-def replacing(part: Path, path: Path) -> Iterator[None]:
-    """Let `part` take the place of `path` when the block ends well, on the disk before the old one is gone."""
-    try:
-        yield
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp's 0600 would keep colleagues out
-        flush_to_disk(part)
-        os.replace(part, path)
-        flush_to_disk(path.parent)  # a new name lives in its folder, which has a cache of its own
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def flush_to_disk(path: Path) -> None:
@@ -406,13 +387,16 @@ def share_cores(device: torch.device) -> str | None:
 
 
 class Progress:
-    """Done, rate, time left, a loss or accuracy: a tqdm bar on a terminal, else a line about every `every` seconds."""
+    """Done, rate, time left, a loss or accuracy: a tqdm bar on a terminal, else a line about every `every` seconds.
+
+    Without a label it says nothing.
+    """
 
     def __init__(self, total: int, label: str, unit: str, start: int = 0, every: float = 10.0) -> None:
-        self.label, self.unit, self.total, self.every = label, unit, total, every
+        self.label, self.unit, self.total, self.every = label, unit, total, every if label else float("inf")
         self.done, self.start, self.began = start, start, time.monotonic()
         self.printed = self.began
-        self.terminal = sys.stderr.isatty()
+        self.terminal = label != "" and sys.stderr.isatty()
         self.bar = tqdm(
             total=total,
             initial=start,

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import socket
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_every_classification_network_of_torchvision_has_preprocessing_and_a_nam
         assert backbones.known(name)
         found = preprocessing_of(name)
         assert found.mean == pytest.approx((0.485, 0.456, 0.406)) or found.mean == (0.5, 0.5, 0.5)
-        assert Preprocessing(**found.plain()) == found
+        assert Preprocessing(**asdict(found)) == found
     assert (preprocessing_of("resnet18").size, preprocessing_of("resnet18").crop) == (224, 0.875)
     assert preprocessing_of("inception_v3").size == 299
     assert preprocessing_of("efficientnet_b0").interpolation == "bicubic"
@@ -110,7 +111,7 @@ def test_every_classification_network_of_torchvision_has_preprocessing_and_a_nam
 
 def build(norm: str = "domain", frozen: bool = False) -> DANN:
     torch.manual_seed(0)
-    return DANN(3, "resnet18", 32, norm=norm, preprocessing=preprocessing_of("resnet18").plain(), frozen=frozen)
+    return DANN(3, "resnet18", 32, norm=norm, preprocessing=asdict(preprocessing_of("resnet18")), frozen=frozen)
 
 
 def images(count: int = 4) -> Tensor:
@@ -148,7 +149,7 @@ def test_each_domain_begins_with_the_statistics_of_the_weights_and_moves_its_own
             layer.running_mean.uniform_()  # type: ignore[union-attr]
     before = {name: value.clone() for name, value in body.named_buffers() if name.endswith("running_mean")}
     mean = "running_mean"
-    net = DANN(3, "resnet18", 32, preprocessing=preprocessing_of("resnet18").plain(), body=body)
+    net = DANN(3, "resnet18", 32, preprocessing=asdict(preprocessing_of("resnet18")), body=body)
     pairs = {n: layer for n, layer in net.feature_extractor[0].named_modules() if isinstance(layer, DomainBatchNorm)}
     assert len(pairs) == len(before) == 20
     for name, pair in pairs.items():
@@ -452,9 +453,9 @@ def test_a_checkpoint_predicts_draws_and_exports_and_never_downloads(
         {"arch": "resnet18"},
         {"preprocessing": None},
         {"preprocessing": {"mean": (0, 0, 0)}},
-        {"preprocessing": {**preprocessing_of("resnet18").plain(), "deviation": (0.0, 1.0, 1.0)}},
-        {"preprocessing": {**preprocessing_of("resnet18").plain(), "crop": float("nan")}},
-        {"preprocessing": {**preprocessing_of("resnet18").plain(), "interpolation": "mode"}},
+        {"preprocessing": {**asdict(preprocessing_of("resnet18")), "deviation": (0.0, 1.0, 1.0)}},
+        {"preprocessing": {**asdict(preprocessing_of("resnet18")), "crop": float("nan")}},
+        {"preprocessing": {**asdict(preprocessing_of("resnet18")), "interpolation": "mode"}},
         {"size": 8000},
     ],
 )

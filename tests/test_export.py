@@ -36,7 +36,7 @@ def test_a_pt2_file_predicts_the_same_in_a_process_that_knows_nothing_of_us(dann
 
 @pytest.mark.parametrize(("arch", "norm"), [("small", "domain"), ("published", "domain"), ("small", "shared")])
 def test_each_network_is_exported_and_predicts_what_it_did(arch: str, norm: str, tmp_path: Path) -> None:
-    predictor = export.Predictor(DANN(arch=arch, norm=norm).eval())
+    predictor = torch.nn.Sequential(DANN(arch=arch, norm=norm).eval(), torch.nn.Softmax(1))
     images = torch.randint(0, 256, (export.EXAMPLE, 3, 28, 28), dtype=torch.uint8)
     export.write_pt2(tmp_path / "model.pt2", predictor, images, list("0123456789"))
     more = torch.randint(0, 256, (9, 3, 28, 28), dtype=torch.uint8)

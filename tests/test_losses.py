@@ -203,7 +203,6 @@ def test_the_teachers_source_statistics_are_the_mean_over_clean_batches_whatever
         torch.testing.assert_close(after[f"{name}.source.running_mean"], torch.stack(means).mean(0))
     assert all(torch.equal(value, before[name]) for name, value in statistics(teacher.net, "target").items())
     assert not any(module.training for module in teacher.net.modules())
-    assert {layer.source.momentum for layer in layers.values()} == {0.1}
 
 
 # Class priors and minimum class confusion

@@ -132,7 +132,7 @@ def large_page(dann_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         images = torch.from_numpy(rng.integers(0, 256, (1000, 28, 28, 3), dtype=np.uint8))
         p = torch.from_numpy(rng.dirichlet(np.ones(10), 1000).astype(np.float32))
         labels = torch.zeros(1000, dtype=torch.int64)
-        sides.append(Side(name, "val", Domain(images, labels, names), p, p, list(range(1000))))
+        sides.append(Side(p, p, None, name, "val", Domain(images, labels, names), list(range(1000))))
     result = json.loads((dann_run / "result.json").read_text())
     step = result["selected_step"]
     views = {step - 1: (sides, rng.normal(size=(2000, 2))), step: (sides, rng.normal(size=(2000, 2)))}
