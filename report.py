@@ -17,7 +17,7 @@ from typing import Any
 from metrics import VALIDATORS
 from page import look, plotly_script, write_page
 from plots import draw_curves
-from runs import MAYBE, NUMBER, check_kinds, modern_args, read_json, read_metrics
+from runs import MAYBE, NUMBER, check_kinds, read_json, read_metrics
 from utils import Parser, UserError, run_script, shown, user_path
 
 # Arguments in which runs may differ that a gain is stated of
@@ -78,7 +78,7 @@ def read_result(run: Path) -> dict[str, Any]:
     check_kinds(f"{file} proxy_a_distance", result["proxy_a_distance"], trained=MAYBE)
     check_kinds(f"{file} scores", result["scores"], **dict.fromkeys(result["scores"], MAYBE))
     check_kinds(f"{file} args", result["args"], train_mode=str, target_file=(str, type(None)))
-    return {**result, "args": modern_args(result["args"])}
+    return result
 
 
 def align(rows: list[list[str]]) -> str:
@@ -115,7 +115,7 @@ def compare(runs: list[Path], score: str | None = None) -> str:
     if score:
         results = ranked(results, score)
     every = [result["args"] for result in results.values()]
-    names = sorted(set().union(*every) - {"format", "run_name", "save_dir", "tensorboard", "num_workers"})
+    names = sorted(set().union(*every) - {"run_name", "save_dir", "tensorboard", "num_workers"})
     differing = [name for name in names if len({str(args.get(name)) for args in every}) > 1]
     tested = [result["target_test_accuracy"] is not None for result in results.values()]
     splits = ["val", "test"] if any(tested) else ["val"]

@@ -19,8 +19,7 @@ import shutil
 import time
 import warnings
 import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,6 @@ from utils import UserError, atomic_path, naming, note, remove_parts, user_path,
 
 MAX_BYTES = 2 << 30  # an archive that unpacks to more, and to more than its file has, is made to fill the memory
 KEYS = {"model", "model_args", "args", "step", "metrics", "versions", "resume"}
-FORMAT = 3  # of what a run writes, in its `args`; files without one are of format 1, see `modern_args`
 NUMBER: tuple[type, ...] = (int, float)
 MAYBE: tuple[type, ...] = (int, float, type(None))
 
@@ -507,39 +505,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         return _from_published(path, content)
     if not isinstance(content, dict) or not set(content) >= KEYS:
         raise foreign(path, "is not a checkpoint of this program")
-    if isinstance(content["args"], dict):
-        content["args"] = modern_args(content["args"])
-    if isinstance(content["model"], dict):
-        content["model"] = modern(content["model"])
     return content
-
-
-def modern_args(args: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with the names of today: what format 1 called `paper` is `tuned`, without the parts of format 3."""
-    args = {"eval_split": "val", **args}
-    if args.get("format") == FORMAT:
-        return args
-    recipe = "tuned" if args.get("recipe") == "paper" else args.get("recipe")
-    without = ["distractors" if part == "neighbours" else part for part in args.get("without") or []]
-    if recipe == "tuned" and args.get("train_mode") == "dann" and args.get("arch") != "published":
-        without += ["priors", "confusion"]
-    return {**args, "recipe": recipe, "without": without, "views": args.get("views", "digits")}
-
-
-def modern(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state_dict with the names of today: before format 2 the domains' BatchNorm was not a pair of torch's."""
-    old = {name.removesuffix("running_mean_s") for name in state if str(name).endswith(".running_mean_s")}
-    found: dict[str, Tensor] = {}
-    for name, value in state.items():
-        layer, what = name[: name.rfind(".") + 1], name[name.rfind(".") + 1 :]
-        if layer not in old:
-            found[name] = value
-            continue
-        for domain in ("source", "target"):
-            if what in ("weight", "bias") or what.endswith(f"_{domain[0]}"):
-                found[f"{layer}{domain}.{what.removesuffix(f'_{domain[0]}')}"] = value
-            found[f"{layer}{domain}.num_batches_tracked"] = torch.tensor(0)
-    return found
 
 
 def _flatten(module: PickledModule, prefix: str) -> dict[str, Tensor]:
@@ -630,7 +596,7 @@ IRRELEVANT = {"num_workers", "save_dir", "data_root", "run_name", "device", "ten
 
 def check_same_run(folder: Path, now: dict[str, Any]) -> None:
     """UserError when --resume asks for another run than the folder holds. now: the arguments as plain values."""
-    before = modern_args(read_json(folder / "args.json"))
+    before = read_json(folder / "args.json")
     free = IRRELEVANT | ({"val_period"} if now["select"] == "last" else set())
     free |= {"views"} if now["views"] is None else set()  # by the classes
     other = [name for name, value in now.items() if name not in free and (before.get(name) or None) != (value or None)]
@@ -642,7 +608,7 @@ def check_same_run(folder: Path, now: dict[str, Any]) -> None:
         )
 
 
-def restore(run: Run, checkpoint: dict[str, Any], trained_on: Sequence[Domain | None]) -> None:
+def restore(run: Run, checkpoint: dict[str, Any]) -> None:
     """Take up weights, optimizer and counters of a checkpoint; UserError when it cannot be resumed."""
     path, state = run.folder / "last.pt", checkpoint["resume"]
     args = checkpoint["args"]
@@ -652,7 +618,7 @@ def restore(run: Run, checkpoint: dict[str, Any], trained_on: Sequence[Domain | 
         )
     try:
         check_weights(checkpoint["model"], run.net.arguments)
-        run.net.load_state_dict(modern(state["student"]) if run.teacher else checkpoint["model"])
+        run.net.load_state_dict(state["student"] if run.teacher else checkpoint["model"])
         run.optimizer.load_state_dict(state["optimizer"])
         if state.get("scaler"):
             run.scaler.load_state_dict(state["scaler"])
@@ -666,8 +632,7 @@ def restore(run: Run, checkpoint: dict[str, Any], trained_on: Sequence[Domain | 
         run.images_seen, run.distance_before = int(state["images_seen"]), state["distance_before"]
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is of another network than this run's; use another --run_name.") from error
-    before = state.get("data", run.fingerprint)
-    if before != (pixel_fingerprint(trained_on) if isinstance(before, int) else run.fingerprint):
+    if state.get("data") != run.fingerprint:
         raise UserError(
             f"{path} cannot be resumed: the images or labels that it was trained on have changed; restore them or use "
             "another --run_name."
@@ -684,14 +649,3 @@ def fingerprint(domains: Iterable[Domain | None]) -> str:
         sums = facts_of(np.asarray(domain.images))["checksum"] if domain.checksums is None else domain.checksums
         found.update(sums.tobytes() + (b"" if domain.labels is None else domain.labels.numpy().tobytes()))
     return found.hexdigest()
-
-
-def pixel_fingerprint(domains: Iterable[Domain | None]) -> int:
-    """What checkpoints had instead before there was a cache: CRC-32 of all labels and pixels."""
-    crc = 0
-    for domain in filter(None, domains):
-        if domain.labels is not None:
-            crc = zlib.crc32(domain.labels.numpy().tobytes(), crc)
-        for start in range(0, len(domain), 4096):
-            crc = zlib.crc32(domain.images[start : start + 4096].numpy().tobytes(), crc)
-    return crc

@@ -64,7 +64,6 @@ from metrics import (
 )
 from model import DANN, SOURCE, TARGET, lambda_schedule
 from runs import (
-    FORMAT,
     Run,
     RunLog,
     check_same_run,
@@ -301,18 +300,17 @@ def start_run(
 ) -> Run:
     """Network, optimizer and counters, new or, with --resume, as last.pt has them; rank 0 writes args.json."""
     mode, recipe = settings.train_mode, settings.values
-    trained_on = (data.labelled, data.unlabelled, data.labelled_t)
     predict_as = SOURCE if mode == "source" else TARGET  # source: no statistics of a target are learnt
     net = build(settings, data, predict_as, body).to(device)
     optimizer = build_optimizer(net, mode, recipe)
     run = Run(
         folder,
-        {**settings.plain(), "views": settings.views_of(data.classes), "classes": data.classes, "format": FORMAT},
+        {**settings.plain(), "views": settings.views_of(data.classes), "classes": data.classes},
         net,
         optimizer,
         settings.total_steps(len(data.labelled)),
         teacher=Teacher(net, recipe.ema_decay, recipe.threshold) if "teacher" in recipe.parts else None,
-        fingerprint=fingerprint(trained_on),
+        fingerprint=fingerprint((data.labelled, data.unlabelled, data.labelled_t)),
         precision=choose_precision(settings.precision, device),
     )
     if "priors" in recipe.parts and data.labelled.labels is not None:
@@ -321,7 +319,7 @@ def start_run(
         net.domain_classifier.requires_grad_(False)  # not trained
     again = settings.resume and (folder / "last.pt").exists()
     if again:
-        restore(run, load_checkpoint(folder / "last.pt"), trained_on)
+        restore(run, load_checkpoint(folder / "last.pt"))
     if settings.freeze:
         compute = partial(compute_features, run, data, Cache(settings.cache), ranks.main)
         ranks.main_first(compute) if settings.cache else compute()

@@ -56,10 +56,10 @@ cell() {   # cell RECIPE ARCH MODE TARGET SEED [PART-LEFT-OUT ...]
         --target_file "$4" --recipe "$1" --arch "$2" --seed "$5" ${left_out:+--without "${@:6}"}
 }
 
-half() {   # half TARGET SEED [PART-LEFT-OUT ...]: recipe strong in half of its steps, for the ablation
+short() {   # short TARGET SEED [PART-LEFT-OUT ...]: 4,000 steps of recipe strong without class confusion, for the ablation
     local left_out="${*:3}"
-    run results "dann_$1_strong_small${left_out:+_without_${left_out// /_}}_half_seed$2" --data_root "$data_root" \
-        --train_mode dann --target_file "$1" --recipe strong --seed "$2" --max_steps 4000 ${left_out:+--without "${@:3}"}
+    run results "dann_$1_strong_small_short${left_out:+_without_${left_out// /_}}_seed$2" --data_root "$data_root" \
+        --train_mode dann --target_file "$1" --recipe strong --seed "$2" --max_steps 4000 --without confusion "${@:3}"
 }
 
 ceiling() {   # ceiling RECIPE TARGET SEED: on the labels of both domains
@@ -136,9 +136,9 @@ for seed in $seeds; do
             cell strong small source "$target" "$seed"
             cell strong small source "$target" "$seed" distractors
             cell strong small source "$target" "$seed" augmentation   # the steps and rates of strong alone
-            half "$target" "$seed"
-            half "$target" "$seed" adversarial teacher   # its views and BatchNorm per domain alone
-            for part in teacher adversarial augmentation; do half "$target" "$seed" "$part"; done
+            short "$target" "$seed"
+            short "$target" "$seed" adversarial teacher   # its views and BatchNorm per domain alone
+            for part in teacher adversarial augmentation; do short "$target" "$seed" "$part"; done
         fi
     done
     if has pairs; then
@@ -160,7 +160,7 @@ if has adaptation; then
         done
         for mode in source dann; do extra "${mode}_usps_shifted" runs/shifted "$mode" usps "$seed"; done
         extra plain_usps_shifted runs/shifted dann usps "$seed" --without priors confusion
-        extra strong_usps_shifted runs/shifted dann usps "$seed" --recipe strong --max_steps 4000
+        extra strong_usps_shifted runs/shifted dann usps "$seed" --recipe strong
     done
 fi
 if has photos; then

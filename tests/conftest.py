@@ -4,7 +4,6 @@ import codecs
 import contextlib
 import io
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -199,13 +198,3 @@ def same_state(a: Any, b: Any) -> bool:
 def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether two state_dicts are identical to the bit."""
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def in_old_format(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state_dict as it was when one layer kept the BatchNorm statistics of both domains."""
-    found = {}
-    for name, value in state.items():
-        layer, domain, what = re.fullmatch(r"(.*?)(?:(source|target)\.)?(\w+)", name).groups()  # type: ignore[union-attr]
-        if not (domain and what == "num_batches_tracked"):
-            found[f"{layer}{what}_{domain[0]}" if domain and "running" in what else f"{layer}{what}"] = value
-    return found

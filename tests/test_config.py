@@ -141,11 +141,11 @@ def test_length_is_that_of_the_recipe_then_passes_over_the_labelled_domain_then_
     assert settings("-ep", "2", "-bs", "8", "--max_steps", "3").total_steps(40) == 3
 
 
-def test_target_with_source_has_the_length_of_dann_and_the_parts_and_choices_that_a_source_allows() -> None:
+def test_target_with_source_has_the_length_parts_and_choices_of_source() -> None:
     both = ("--train_mode", "target", "--with_source", "--recipe")
     for name, recipe in RECIPES.items():
         found = settings(*both, name, "--select", "source_val")
-        assert found.total_steps(40) == recipe.steps["dann"]
+        assert found.total_steps(40) == recipe.steps["source"]
         assert found.values.parts == recipe.parts & {"augmentation", "distractors"}
         assert found.run_name == f"target_usps_{name}_with_source_seed0"
     assert settings(*both, "strong", "--without", "distractors").values.parts == {"augmentation"}
@@ -199,7 +199,7 @@ def test_several_processes_share_a_batch_that_can_be_split() -> None:
         ("--eval_split test --select target_val", "--eval_split"),
         ("--eval_split train", "--eval_split"),
         ("--without teacher", "--without"),
-        ("--recipe strong --without confusion", "--without"),
+        ("--recipe strong --without priors", "--without"),
         ("--views photos", "--views"),
         ("--arch published --without priors", "--without"),
         ("--recipe strong --without augmentation --views photos", "--views"),

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUICK, ctrl_c_in_step, ended, in_old_format, same_state, same_tensors
+from conftest import QUICK, ctrl_c_in_step, ended, same_state, same_tensors
 from PIL import Image
 from torch import nn
 
@@ -219,30 +219,10 @@ def test_a_checkpoint_holds_tensors_and_plain_values_only(dann_run: Path) -> Non
     assert content["args"]["classes"] == [str(k) for k in range(10)]
 
 
-def test_a_file_of_the_old_format_predicts_the_same_and_is_read_under_the_names_of_today(
-    dann_run: Path, tmp_path: Path
-) -> None:
-    """BatchNorm kept both domains' statistics in one layer, and the recipe `tuned` was called `paper`."""
-    good = load_checkpoint(dann_run / "last.pt")
-    old = {**good, "args": {**good["args"], "recipe": "paper", "without": ["neighbours"]}}
-    del old["args"]["format"]
-    old["model"] = in_old_format(good["model"])
-    assert any(name.endswith("running_mean_s") for name in old["model"])
-    save_checkpoint(tmp_path / "x.pt", old)
-    found = load_checkpoint(tmp_path / "x.pt")
-    assert found["args"]["recipe"] == "tuned"
-    assert found["args"]["without"] == ["distractors", "priors", "confusion"]  # as all of that format was
-    nets = [build_network(tmp_path, checkpoint, CPU)[0] for checkpoint in (good, found)]
-    images = torch.randint(0, 256, (8, 3, 28, 28), dtype=torch.uint8)
-    for domain in (0, 1):
-        assert torch.equal(nets[0](images, domain), nets[1](images, domain))
-
-
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_a_file_of_recipe_paper_keeps_its_name_and_predicts_the_same_with_its_one_batchnorm(
+def test_a_checkpoint_of_recipe_paper_predicts_the_same_with_its_one_batchnorm(
     arch: str, dann_run: Path, tmp_path: Path
 ) -> None:
-    """The format decides: in the first one `paper` was the name of `tuned`, see above."""
     good, net = load_checkpoint(dann_run / "last.pt"), DANN(10, arch, norm="shared").train()
     images = torch.randint(0, 256, (8, 3, 28, 28), dtype=torch.uint8)
     net.features_of_both(images, images // 2)  # statistics that are not the initial ones

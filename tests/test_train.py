@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ from conftest import (
     after_each_step,
     ctrl_c_in_step,
     ended,
-    in_old_format,
     in_step,
     quick_run,
     same_state,
@@ -681,40 +679,6 @@ def test_another_seed_gives_other_weights_and_how_often_it_validates_the_same(
     assert not same_tensors(uncounted(weights(folder)), uncounted(weights(other)))
 
 
-@pytest.mark.parametrize(
-    ("recipe", "was", "without"), [("tuned", "paper", ["priors", "confusion"]), ("strong", "strong", ["distractors"])]
-)
-def test_a_killed_run_of_the_old_format_is_resumed_to_identical_weights(
-    recipe: str, was: str, without: list[str], small_data: Path, tmp_path: Path
-) -> None:
-    more = ("--run_name", "run", "--recipe", recipe, "--without", *without)
-    whole = weights(quick_run(small_data, tmp_path / "whole", "dann", "usps", *more))
-
-    def kill() -> None:
-        raise KeyboardInterrupt
-
-    with in_step(9, kill), pytest.raises(KeyboardInterrupt):
-        quick_run(small_data, tmp_path, "dann", "usps", *more)
-    names = {"recipe": was, "without": ["neighbours"] if recipe == "strong" else []}
-    folder, last = tmp_path / "run", torch.load(tmp_path / "run" / "last.pt")
-    assert last["step"] == 6
-    last["model"], student = in_old_format(last["model"]), last["resume"]["student"]
-    last["resume"]["student"] = student and in_old_format(student)
-    data = train.load_data(settings(small_data, "dann", "usps"))
-    assert data.labelled.labels is not None
-    assert data.unlabelled is not None
-    trained_on = (data.labelled.labels, data.labelled.images[:], data.unlabelled.images[:])
-    last["resume"]["data"] = zlib.crc32(b"".join(tensor.numpy().tobytes() for tensor in trained_on))
-    args = json.loads((folder / "args.json").read_text())
-    for each in (args, last["args"]):
-        each.update(names)
-        del each["format"], each["views"], each["eval_split"]
-    (folder / "args.json").write_text(json.dumps(args))
-    torch.save(last, folder / "last.pt")
-    found = weights(quick_run(small_data, tmp_path, "dann", "usps", *more, "--resume"))
-    assert same_tensors(uncounted(found), uncounted(whole))
-
-
 def test_float16_trains_with_scaled_gradients_and_resumes_to_the_same_weights(
     small_data: Path, tmp_path: Path, no_figures: None
 ) -> None:
@@ -743,15 +707,6 @@ def test_a_run_is_resumed_with_the_views_that_it_was_started_with(small_data: Pa
     found = quick_run(small_data, tmp_path, "dann", "usps", *more, "--resume")
     assert same_tensors(uncounted(weights(found)), uncounted(whole))
     assert found["args"]["views"] == "photos"
-
-
-def test_a_shipped_checkpoint_of_the_old_format_is_read_with_statistics_of_both_domains() -> None:
-    """BatchNorm had one layer for both domains."""
-    file = Path(train.__file__).parent / "checkpoint" / "dann_usps.pt"
-    kept, (net, _) = torch.load(file)["model"], build_network(file, load_checkpoint(file), CPU)
-    read = in_old_format(net.state_dict())
-    assert {name for name in kept if name.endswith("_s")}
-    assert same_tensors(read, kept)
 
 
 def test_resuming_a_finished_run_does_nothing(dann_run: Path, small_data: Path, tmp_path: Path) -> None:
