@@ -235,8 +235,8 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     length.add_argument(
         "--balance",
         action="store_true",
-        help="draw the classes of the labelled domain alike, however many images each has; not for `dann` with class "
-        "priors (recipe tuned), which begins with all alike and goes on by the target's estimated priors",
+        help="draw the classes of the labelled domain alike, however many images each has; `dann` with class priors "
+        "(recipe tuned) draws them by the target's, which it estimates, instead",
     )
     length.add_argument(
         "--arch",
@@ -440,5 +440,10 @@ def refuse_recipe(args: argparse.Namespace, has: frozenset[str], parts: frozense
             raise UserError(
                 f"{flag} {does} the random views of --recipe strong, which this run does without; leave it out."
             )
+    if args.balance and "priors" in parts:
+        raise UserError(
+            "--balance draws the classes alike, and this run draws them by the target's estimated priors; leave it "
+            "out, or add --without priors."
+        )
     if args.lambda_max and "adversarial" not in parts:
         raise UserError("--lambda_max weighs the domain gradient, which this mode and recipe do without; leave it out.")

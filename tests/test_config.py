@@ -36,7 +36,7 @@ OTHER = {  # a value of each flag that is not the default
     "without": "teacher",  # with --recipe strong
     "views": "photos",  # with --recipe strong
     "mirror": None,  # with --recipe strong
-    "balance": None,
+    "balance": None,  # with --recipe strong
     "arch": "published",
     "weights": "none",  # with a backbone
     "freeze": None,  # with a backbone
@@ -64,7 +64,7 @@ def test_every_flag_changes_the_settings_and_no_two_alike(monkeypatch: pytest.Mo
     assert set(vars(train.build_parser().parse_args(BASE))) == set(OTHER)
     strong, target = ["--recipe", "strong"], ["--train_mode", "target"]
     backbone = ["--arch", "resnet18"]
-    needed = {"without": strong, "views": strong, "mirror": strong, "with_source": target}
+    needed = {"without": strong, "views": strong, "mirror": strong, "balance": strong, "with_source": target}
     needed |= {"weights": backbone, "freeze": backbone}
     found = [settings(), settings(*strong)]
     for flag, value in OTHER.items():
@@ -193,6 +193,7 @@ def test_several_processes_share_a_batch_that_can_be_split() -> None:
         ("--weights none", "--weights"),
         ("--arch resnet18 --freeze --recipe strong", "--freeze"),
         ("--mirror", "--mirror"),
+        ("--balance", "--balance"),
         ("--arch published --recipe strong", "--recipe"),
         ("--select target_val --topk 0", "--topk"),
         ("--train_mode target --select source_val", "--select"),
