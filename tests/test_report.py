@@ -65,6 +65,19 @@ def test_accuracies_on_test_stand_in_a_column_and_a_gain_is_of_them_where_each_r
     assert "gained +0.0000 on the target's val" in report.main([*map(str, runs)])["table"]
 
 
+def test_of_runs_without_labels_of_the_target_no_column_is_empty_and_a_score_to_rank_by_is_named(
+    dann_run: Path, tmp_path: Path
+) -> None:
+    run = altered(dann_run, tmp_path / "run")
+    content = json.loads((run / "result.json").read_text()) | {"target_val_accuracy": None}
+    (run / "result.json").write_text(json.dumps(content))
+    head, line, hint = report.main([str(run)])["table"].splitlines()
+    assert "target val" not in head
+    assert "-" not in line.split()
+    assert "--rank" in hint
+    assert "target val" in report.main([str(run), str(dann_run)])["table"]
+
+
 def scored(run: Path, folder: Path, score: float | None, **args: Any) -> Path:
     altered(run, folder, **args)
     content = json.loads((folder / "result.json").read_text())
