@@ -355,10 +355,11 @@ def score(words: str, target: str, name: str) -> float:
     return statistics.mean(result["scores"][name] for result in runs(words, target))
 
 
-SOURCE, PUBLISHED, STRONG = "`source`", "`dann`, network `published`", "`dann --recipe strong`"
+SOURCE, PUBLISHED = "`source`", "`dann`, network `published`"
+DEFAULT, STRONG = "`dann`", "`dann --recipe strong`"
 WEAK, PLAIN, FULL = (f"plain `dann`, lambda to {end}" for end in ("0.02", "0.2", "1"))
 SHIFTED_SOURCE, SHIFTED, SHIFTED_DEFAULT, SHIFTED_STRONG = (
-    f"{words}, label shift" for words in (SOURCE, "plain `dann`", "`dann`", STRONG)
+    f"{words}, label shift" for words in (SOURCE, "plain `dann`", DEFAULT, STRONG)
 )
 
 
@@ -393,9 +394,9 @@ def test_information_rises_with_accuracy_from_source_to_dann_and_is_lower_where_
 
 def test_information_fails_between_recipes_and_under_label_shift() -> None:
     assert score(SHIFTED, "usps", INFORMATION) > score(SHIFTED_SOURCE, "usps", INFORMATION)
-    of_one_set(runs(PLAIN, "svhn"), runs(STRONG, "svhn"))
-    assert score(PLAIN, "svhn", INFORMATION) > score(STRONG, "svhn", INFORMATION) - 0.02  # as much, or more
-    assert accuracy(PLAIN, "svhn") < accuracy(STRONG, "svhn") - 0.15
+    of_one_set(runs(PLAIN, "svhn"), runs(DEFAULT, "svhn"))
+    assert score(PLAIN, "svhn", INFORMATION) > score(DEFAULT, "svhn", INFORMATION) - 0.02  # as much, or more
+    assert accuracy(PLAIN, "svhn") < accuracy(DEFAULT, "svhn") - 0.04
 
 
 def test_density_falls_both_where_dann_is_worse_and_where_it_is_better() -> None:
@@ -417,10 +418,10 @@ def test_the_score_that_the_pages_recommend_loses_least_or_hardly_more_on_averag
 
 
 def test_a_lower_distance_is_not_always_better() -> None:
-    assert min(distances(SHIFTED_STRONG, "usps")) > max(distances(SHIFTED, "usps"))
-    assert accuracy(SHIFTED_STRONG, "usps") > accuracy(SHIFTED, "usps") + 0.3
+    assert min(distances(SHIFTED_DEFAULT, "usps")) > max(distances(SHIFTED, "usps"))
+    assert accuracy(SHIFTED_DEFAULT, "usps") > accuracy(SHIFTED, "usps") + 0.3
     of_one_set(runs(STRONG, "svhn"), runs(PLAIN, "svhn"))
-    assert abs(statistics.mean(distances(STRONG, "svhn")) - statistics.mean(distances(PLAIN, "svhn"))) < 0.1
+    assert statistics.mean(distances(STRONG, "svhn")) > statistics.mean(distances(PLAIN, "svhn"))
     assert accuracy(STRONG, "svhn") > accuracy(PLAIN, "svhn") + 0.15
 
 
