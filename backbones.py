@@ -100,11 +100,13 @@ def preprocessing_of(arch: str) -> Preprocessing:
     return Preprocessing(tuple(mean), tuple(deviation), size, min(1.0, crop), known_one)
 
 
-def address(arch: str) -> str:
-    """Where the library has the weights of `--weights default`."""
+def address(arch: str) -> str | None:
+    """Where the library has the weights of `--weights default`, where it has any."""
     if arch.startswith(TIMM):
         stated = import_timm(arch).get_pretrained_cfg(arch.removeprefix(TIMM))
-        return str(stated.url or f"model.safetensors of {stated.hf_hub_id} on the Hugging Face hub")
+        if not stated or not stated.hf_hub_id:
+            return (stated and stated.url) or None
+        return f"model.safetensors of {stated.hf_hub_id} on the Hugging Face hub"
     from torchvision import models
 
     return str(models.get_model_weights(arch).DEFAULT.url)
@@ -142,8 +144,9 @@ def with_head(arch: str, pretrained: bool) -> tuple[nn.Module, tuple[str, ...]]:
             raise
         why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
-            f"--weights default: the weights of {arch} could not be loaded ({why}); fetch {address(arch)} where there "
-            "is a network and give the file by --weights FILE, or --weights none for random ones."
+            f"--weights default: the weights of {arch} could not be loaded ({why}); give a file by --weights FILE"
+            f"{f', {where}, fetched where there is a network' if (where := address(arch)) else ''}, or --weights none "
+            "for random ones."
         ) from error
     if arch.startswith(TIMM):
         stated: Any = model.pretrained_cfg

@@ -235,8 +235,8 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     length.add_argument(
         "--balance",
         action="store_true",
-        help="draw the classes of the labelled domain alike, however many images each has; `dann` with class priors "
-        "(recipe tuned) draws them by the target's, which it estimates, instead",
+        help="draw the classes of the labelled domain alike, however many images each has; not for `dann` with class "
+        "priors (recipe tuned), which draws them by the target's, as it estimates them",
     )
     length.add_argument(
         "--arch",

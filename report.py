@@ -138,7 +138,8 @@ def compare(runs: list[Path], score: str | None = None) -> str:
         )
     measured = [i for i in range(len(rows[0])) if any(row[i] != "-" for row in rows[1:])]
     text = align([[row[i] for i in measured] for row in rows])
-    if not score and rows[0].index(targets[0]) not in measured:
+    scored = any(result["scores"].get("class_ami") is not None for result in results.values())
+    if not score and scored and not {rows[0].index(target) for target in targets} & set(measured):
         text += "\nno labels of the target, so no accuracy on it; --rank class_ami orders the runs without"
     split = "test" if all(tested) else "val"
     by_mode = {result["args"]["train_mode"]: result[f"target_{split}_accuracy"] for result in results.values()}

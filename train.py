@@ -121,7 +121,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         claim = claimed(settings.save_dir, settings.run_name, settings.resume, settings.numbered)
         folder = ranks.from_main(partial(held.enter_context, claim))
         if settings.resume and (folder / "args.json").exists():
-            check_same_run(folder, settings.plain())
+            steps = {} if settings.epochs else {"total_steps": settings.total_steps(1)}
+            check_same_run(folder, settings.plain() | steps)
         if settings.resume and (folder / "result.json").exists():
             result = read_json(folder / "result.json")
             print(f"{folder} is finished, nothing to do.\n{folder}")

@@ -361,7 +361,8 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
         if device.type == "cpu":  # one that ends while gloo's threads still hold a gradient would be aborted by them
-            dist.barrier()
+            with contextlib.suppress(RuntimeError):  # another has failed, and has said why
+                dist.barrier()
     finally:
         dist.destroy_process_group()
 
@@ -389,7 +390,7 @@ def share_cores(device: torch.device) -> str | None:
 class Progress:
     """Done, rate, time left, a loss or accuracy: a tqdm bar on a terminal, else a line about every `every` seconds.
 
-    Without a label it says nothing.
+    Without a label it shows nothing of them.
     """
 
     def __init__(self, total: int, label: str, unit: str, start: int = 0, every: float = 10.0) -> None:

@@ -41,7 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "ADAPTATION.md", "lab/README.md", "tests/README.md")
 TARGETS = ("svhn", "usps")
 STYLES = ("photo", "art_painting", "cartoon", "sketch")  # the domains of PACS
-VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers", "format", "max_steps")  # within a cell
+# Arguments that may differ within a cell; format: of older runs
+VARYING = ("seed", "run_name", "save_dir", "data_root", "device", "num_workers", "format", "max_steps")
 
 
 class Cell(NamedTuple):
@@ -94,9 +95,9 @@ ABLATION: Rows = {  # of recipe strong
     "+ BatchNorm statistics of the target": SHORT._replace(without=("adversarial", "confusion", "teacher")),
     "+ adversarial (DANN)": SHORT._replace(without=("confusion", "teacher")),
     "+ teacher": SHORT,
-    "the same without adversarial": SHORT._replace(without=("adversarial", "confusion")),
-    "the same without augmentation": SHORT._replace(without=("augmentation", "confusion")),  # nor distractors
     "+ class confusion, 6,000 steps: everything": Cell("dann", "strong"),
+    "up to + teacher, without adversarial": SHORT._replace(without=("adversarial", "confusion")),
+    "up to + teacher, without augmentation": SHORT._replace(without=("augmentation", "confusion")),  # nor distractors
 }
 REPORTED: Rows = {  # by papers, on UNTUNED
     "*[DANN](https://arxiv.org/abs/1505.07818), source labels alone*": ("0.5225", "", ""),
@@ -155,9 +156,12 @@ Cells = dict[Cell, list[Result]]
 def read_result(file: Path) -> Result:
     """A training run's json in results/; UserError by file and key where it lacks what the tables state."""
     result = read_json(file, target_val_accuracy=MAYBE, seconds=NUMBER, seed=int, select=str, device=str, command=str)
+    check_kinds(file, result, steps=int)
     check_kinds(file, result, **dict.fromkeys(("versions", "images", "proxy_a_distance", "args"), dict))
     check_kinds(f"{file} args", result["args"], train_mode=str, target_file=str, recipe=str, arch=str)
     result["args"] = {"eval_split": "val", "views": "digits"} | result["args"]
+    if result["args"]["recipe"] not in RECIPES:
+        raise UserError(f"{file} is of a recipe {result['args']['recipe']!r} that there is not; delete it.")
     split = result["args"]["eval_split"]
     check_kinds(file, result, **{f"target_{split}_accuracy": NUMBER})
     check_kinds(f"{file} versions", result["versions"], torch=str)

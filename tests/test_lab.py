@@ -239,6 +239,8 @@ def test_a_cell_takes_no_two_kinds_of_runs(project: Path) -> None:
 @pytest.mark.parametrize(("key", "value"), [("args.source_file", "mnist"), ("args.with_source", True)])
 def test_runs_of_another_source_or_with_its_labels_are_cells_of_their_own(project: Path, key: str, value: Any) -> None:
     change(project / "results" / f"{RUN}.json", key, value)
+    if key == "args.with_source":
+        change(project / "results" / f"{RUN}.json", "steps", RECIPES["tuned"].steps["source"])
     assert row(tables.BLOCKS["cells"](project / "results"), "`dann --recipe tuned --arch small`")[-1] == "3/2"
 
 
@@ -392,7 +394,7 @@ def test_information_rises_with_accuracy_from_source_to_dann_and_is_lower_where_
         assert accuracy(PLAIN, target) > accuracy(words, target)
 
 
-def test_information_fails_between_recipes_and_under_label_shift() -> None:
+def test_information_fails_between_runs_with_and_without_a_part_and_under_label_shift() -> None:
     assert score(SHIFTED, "usps", INFORMATION) > score(SHIFTED_SOURCE, "usps", INFORMATION)
     of_one_set(runs(PLAIN, "svhn"), runs(DEFAULT, "svhn"))
     assert score(PLAIN, "svhn", INFORMATION) > score(DEFAULT, "svhn", INFORMATION) - 0.02  # as much, or more
@@ -441,9 +443,12 @@ def test_from_lambda_0_2_to_1_nothing_is_gained_and_a_domain_loss_at_log_2_may_b
     assert all(abs(result["losses"]["L_d"] - math.log(2)) < 0.02 for result in runs(FULL, target))
 
 
-def test_label_shift_costs_plain_dann_more_than_alignment_gained_and_recipe_strong_nothing() -> None:
+def test_label_shift_costs_recipe_strong_nothing() -> None:
+    assert min(run["target_val_accuracy"] for run in runs(SHIFTED_STRONG, "usps")) > accuracy(STRONG, "usps") - 0.01
+
+
+def test_label_shift_costs_plain_dann_more_than_alignment_gained() -> None:
     assert accuracy(SHIFTED, "usps") < accuracy(SHIFTED_SOURCE, "usps") - 0.2
-    assert accuracy(SHIFTED_STRONG, "usps") > accuracy(STRONG, "usps") - 0.01
     spread_over = [math.exp(score(words, "usps", "diversity")) for words in (SHIFTED_SOURCE, SHIFTED)]
     assert spread_over[1] > spread_over[0] + 2  # classes, where half of ten are rare
 
@@ -456,7 +461,7 @@ def test_the_default_does_no_harm_under_label_shift_and_states_the_priors() -> N
 
 
 EVERYTHING, NO_TEACHER = "+ teacher", "+ adversarial (DANN)"
-NO_ADVERSARY, NO_VIEWS = "the same without adversarial", "the same without augmentation"
+NO_ADVERSARY, NO_VIEWS = (f"up to + teacher, without {part}" for part in ("adversarial", "augmentation"))
 
 
 def rows(target: str) -> dict[str, list[Result]]:

@@ -76,6 +76,10 @@ def test_of_runs_without_labels_of_the_target_no_column_is_empty_and_a_score_to_
     assert "-" not in line.split()
     assert "--rank" in hint
     assert "target val" in report.main([str(run), str(dann_run)])["table"]
+    differing: list[dict[str, Any]] = [{"target_test_accuracy": 0.5}, {"scores": {}}]
+    for known in differing:  # an accuracy after all, or no target
+        (run / "result.json").write_text(json.dumps(content | known))
+        assert "--rank" not in report.main([str(run)])["table"]
 
 
 def scored(run: Path, folder: Path, score: float | None, **args: Any) -> Path:

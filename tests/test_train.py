@@ -729,6 +729,19 @@ def test_resuming_with_other_arguments_is_refused_by_their_name(
         quick_run(small_data, tmp_path, "dann", "usps", "--run_name", "x", "--resume", *change.split())
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_of_a_recipe_that_was_shorter_is_not_resumed(
+    finished: bool, dann_run: Path, small_data: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(dann_run, tmp_path / "x"))
+    if not finished:
+        (folder / "result.json").unlink()
+    args = json.loads((folder / "args.json").read_text())
+    (folder / "args.json").write_text(json.dumps(args | {"total_steps": 7}))
+    with pytest.raises(UserError, match="total_steps"):
+        quick_run(small_data, tmp_path, "dann", "usps", "--run_name", "x", "--resume")
+
+
 def test_a_folder_in_use_by_another_run_is_refused_until_that_one_ends(small_data: Path, tmp_path: Path) -> None:
     again = partial(quick_run, small_data, tmp_path, "dann", "usps", "--resume")
     folder = tmp_path / "dann_usps_tuned_seed0"

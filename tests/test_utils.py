@@ -303,6 +303,31 @@ def test_a_step_of_two_processes_has_the_gradients_of_one(tmp_path: Path) -> Non
         torch.testing.assert_close(first[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
+FAILING = """
+    import torch
+    from utils import UserError, join_ranks, run_script
+
+    def main():
+        with join_ranks(torch.device("cpu")) as ranks:
+            ranks.any(False, torch.device("cpu"), 0)
+            if ranks.main:
+                raise UserError("the disk is full")
+        return {}
+
+    run_script(main)
+"""
+
+
+@pytest.mark.slow
+def test_what_ends_rank_0_alone_is_said_in_its_one_sentence(tmp_path: Path) -> None:
+    script = tmp_path / "step.py"
+    script.write_text(textwrap.dedent(FAILING))
+    done = torchrun(str(script))
+    assert done.returncode != 0
+    assert "the disk is full" in done.stderr
+    assert "RuntimeError" not in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("freeze", [(), ("--freeze",)])
 def test_two_processes_train_a_backbone_or_its_heads_alone(
