@@ -579,11 +579,11 @@ def finish(
     compared = against_source_only(run, data, settings, measured)
     priors = class_priors(run, data, metrics.get("target_priors"))
     answered = len(measured.target.probabilities) if measured.target else 0
-    warnings = collapse(lines[-1], len(data.classes), answered) if lines else []
-    if lines and "adversarial" in settings.values.parts:
-        warnings += idle_adversary(lines, run.distance_before, after)
-    if lines and compared and answered >= MINIMUM:
-        warnings += harm(compared)
+    warnings = []
+    if lines:
+        warnings += collapse(lines[-1], len(data.classes), answered)
+        warnings += idle_adversary(lines, run.distance_before, after) if "adversarial" in settings.values.parts else []
+        warnings += harm(compared) if compared and answered >= MINIMUM else []
     predicting = (*run.net.feature_extractor.parameters(), *run.net.label_classifier.parameters())
     result = {
         "target_val_accuracy": metrics["target_val_accuracy"],

@@ -156,10 +156,10 @@ Cells = dict[Cell, list[Result]]
 def read_result(file: Path) -> Result:
     """A training run's json in results/; UserError by file and key where it lacks what the tables state."""
     result = read_json(file, target_val_accuracy=MAYBE, seconds=NUMBER, seed=int, select=str, device=str, command=str)
-    check_kinds(file, result, steps=int)
-    check_kinds(file, result, **dict.fromkeys(("versions", "images", "proxy_a_distance", "args"), dict))
+    check_kinds(file, result, steps=int, **dict.fromkeys(("versions", "images", "proxy_a_distance", "args"), dict))
     check_kinds(f"{file} args", result["args"], train_mode=str, target_file=str, recipe=str, arch=str)
-    result["args"] = {"eval_split": "val", "views": "digits"} | result["args"]
+    unsaid = {"source_file": "mnistm", "with_source": False, "eval_split": "val", "views": "digits"}  # by older runs
+    result["args"] = unsaid | result["args"]
     if result["args"]["recipe"] not in RECIPES:
         raise UserError(f"{file} is of a recipe {result['args']['recipe']!r} that there is not; delete it.")
     split = result["args"]["eval_split"]
@@ -211,7 +211,7 @@ def read_results(folder: Path) -> Cells:
     cells: Cells = defaultdict(list)
     for file in training_results(folder.glob("*.json")):
         result = read_result(file)
-        args = {"source_file": "mnistm", "with_source": False} | result["args"]
+        args = result["args"]
         usual = RECIPES[args["recipe"]].steps["source" if args["with_source"] else args["train_mode"]]
         steps = result["steps"] if result["steps"] != usual else None
         kind = (args["train_mode"], args["recipe"], args["arch"], args["without"], args["with_source"], steps)
