@@ -241,7 +241,8 @@ def priors_in_words(priors: dict[str, dict[str, Any]], most: int = 5) -> str:
         + (f" (val {priors[name]['target_val']:.3f})" if priors[name]["target_val"] is not None else "")
         for name in names
     ]
-    return f"class priors, source -> target as estimated, where they differ most: {', '.join(each)}"
+    wrong = "where you know better, train again with --without priors"
+    return f"class priors, source -> target as estimated, where they differ most: {', '.join(each)}; {wrong}"
 
 
 # The log
