@@ -93,11 +93,6 @@ def entropy(p: Tensor) -> Tensor:
     return -torch.special.xlogy(p, p).sum(-1)
 
 
-def entropy_and_diversity(p: Tensor) -> tuple[Tensor, Tensor]:
-    """Of probabilities [N, K] the mean entropy, low where answers are sure, and the entropy of the mean answer."""
-    return entropy(p).mean(), entropy(p.mean(0))
-
-
 def domain_loss(d_hat: Tensor, count_s: int) -> tuple[Tensor, Tensor]:
     """L_d = -mean log p(d_i | f_i) over the images of both domains, and the domain classifier's accuracy.
 
@@ -165,12 +160,14 @@ class ClassPriors:
 
     labels_s: int64 [N] of the source, whose shares by class are `source` [K]. `target` [K] begins with all classes
     alike, as a class that is rare in the source would hardly be drawn at first, and be lost. Every PERIOD steps it
-    moves by RATE to the estimate from the answers on the last WINDOW batches, or back to its beginning while those are
-    unsure, their entropy half of their diversity or more: EM makes priors that no one has of such answers. Batches
-    drawn by it have the target's priors in all that they enter, L_y, L_d and BatchNorm's statistics; weights in the
-    losses (Combes et al., arXiv 2003.04475) leave the statistics those of the source, and were worse. The classifier is
-    then one for the priors `target`: taken for one of `source`, each estimate counts the one before again, and rare
-    classes are lost (lab/NOTES.md).
+    moves by RATE to the estimate from the answers on the last WINDOW batches. Batches drawn by it have the target's
+    priors in all that they enter, L_y, L_d and BatchNorm's statistics; weights in the losses (Combes et al., arXiv
+    2003.04475) leave the statistics those of the source, and were worse. The classifier is then one for the priors
+    `target`: taken for one of `source`, each estimate counts the one before again, and rare classes are lost.
+
+    estimated: whether `target` moves. Of a target that looks like nothing known the answers make priors that no one
+    has, and batches drawn by these confirm them, so train.py lets them move only where a network trained on the source
+    alone is sure of the target (lab/NOTES.md).
     """
 
     WINDOW, PERIOD, RATE = 16, 5, 0.1
@@ -180,6 +177,7 @@ class ClassPriors:
         self.counts = labels_s.bincount(minlength=num_classes).to(device)
         self.source = self.counts / len(labels_s)
         self.target = torch.full_like(self.source, 1 / num_classes)
+        self.estimated = True
         self.answers: list[Tensor] = []  # of the last batches, [B, K] each
 
     def draw(self, count: int) -> Tensor:
@@ -191,19 +189,18 @@ class ClassPriors:
     @torch.no_grad()
     def follow(self, z_t: Tensor, step: int, ranks: Ranks = ALONE) -> None:
         """Take in the logits [B, K] of the target's batch of `step`."""
+        if not self.estimated:
+            return
         self.answers = [*self.answers[1 - self.WINDOW :], ranks.gather(z_t.detach().softmax(1))]
         if (step + 1) % self.PERIOD == 0:
-            q = torch.cat(self.answers)
-            unsure, spread = entropy_and_diversity(q)
-            estimate = torch.where(unsure < 0.5 * spread, estimate_priors(q, self.target), 1 / len(self.target))
-            self.target.lerp_(estimate, self.RATE)
+            self.target.lerp_(estimate_priors(torch.cat(self.answers), self.target), self.RATE)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"target": self.target, "answers": self.answers}
+        return {"target": self.target, "answers": self.answers, "estimated": self.estimated}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.target.copy_(state["target"])
-        self.answers = [q.to(self.target) for q in state["answers"]]
+        self.answers, self.estimated = [q.to(self.target) for q in state["answers"]], bool(state["estimated"])
 
 
 class Teacher:

@@ -51,6 +51,7 @@ class Run:
     total_steps: int
     teacher: Teacher | None = None
     priors: ClassPriors | None = None
+    source_only: "Run | None" = None  # a short one, on the source alone
     fingerprint: str = ""  # of the data, see there
     precision: torch.dtype = torch.float32  # of the training step
     began: float = field(default_factory=time.monotonic)
@@ -235,6 +236,11 @@ def distance_in_words(distance: dict[str, float | None]) -> str:
 
 def priors_in_words(priors: dict[str, dict[str, Any]], most: int = 5) -> str:
     """The class priors in a line, of the classes that differ most."""
+    if any(each["target_estimated"] is None for each in priors.values()):
+        return (
+            "class priors: not estimated, as a network trained on the source alone is unsure of the target; source "
+            "images were drawn from all classes alike"
+        )
     names = sorted(priors, key=lambda name: -abs(priors[name]["target_estimated"] - priors[name]["source"]))[:most]
     each = [
         f"{name} {priors[name]['source']:.3f} -> {priors[name]['target_estimated']:.3f}"

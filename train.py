@@ -56,10 +56,12 @@ from metrics import (
     changed_answers,
     collapse,
     domain_distance,
+    entropy_and_diversity,
     eval_batch,
     harm,
     idle_adversary,
     top_class_share,
+    unsure,
     validation_scores,
 )
 from model import DANN, SOURCE, TARGET, lambda_schedule
@@ -134,6 +136,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         data = ranks.main_first(partial(load_data, settings)) if settings.cache else load_data(settings)
         run = start_run(settings, folder, data, device, ranks, body)
         run.began = began
+        if run.priors and run.step == 0:
+            sure = ranks.from_main(partial(sure_of_target, run, data, settings))
+            if sure is None:
+                return stopped(run, settings, command, ranks)
+            run.priors.estimated = sure
         log = None
         if ranks.main:
             log = held.enter_context(
@@ -386,6 +393,30 @@ def feature_chunks(net: DANN, domain: Domain, shown: bool) -> Iterator[np.ndarra
 # Loop
 
 
+def source_only(run: Run, data: Data, settings: Settings) -> Run | None:
+    """A short run on the source alone, which adaptation is held against; None where Ctrl-C ended it.
+
+    UserError for a loss that is not finite, and for weights of the backbone that have gone since.
+    """
+    room = settings.values.batch_size // (settings.processes or 1)  # of one process
+    recipe = replace(settings.values, parts=frozenset(), batch_size=min(room, SOURCE_IMAGES))
+    body = run.net.feature_extractor[0] if settings.freeze else pretrained(settings)
+    net = build(settings, data, SOURCE, body).to(run.net.device)
+    steps = min(run.total_steps, max(run.total_steps // 6, SOURCE_STEPS))
+    short = Run(run.folder, run.args, net, build_optimizer(net, "source", recipe), steps, precision=run.precision)
+    train(short, replace(data, unlabelled=None), replace(settings, train_mode="source", values=recipe), ALONE, None)
+    return short if short.step == steps else None
+
+
+def sure_of_target(run: Run, data: Data, settings: Settings) -> bool | None:
+    """Whether the network of source_only, which `run` keeps, is sure of the target's images; None after Ctrl-C."""
+    run.source_only = source_only(run, data, settings)
+    if run.source_only is None or data.unlabelled is None:
+        return None
+    found = answers(run.source_only.net, data.unlabelled.some(SAMPLE_IMAGES))
+    return found is not None and not unsure(*entropy_and_diversity(found.probabilities))
+
+
 def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | None) -> "Measured | None":
     """Train to the last step or, after Ctrl-C, to the end of this one; with a log validate, and return the last."""
     recipe, seed, device, net = settings.values, settings.seed, run.net.device, run.net
@@ -542,9 +573,16 @@ def validate(
         "target_val_accuracy": accuracy_of(measured.target_val),
         **{name: scores.get(name) for name in (*SCORES, "proxy_a_distance")},
         "top_class_share": top_class_share(target.probabilities) if target else None,
-        "target_priors": [round(share, 5) for share in run.priors.target.tolist()] if run.priors else None,
+        "target_priors": estimated_priors(run),
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
     }
+
+
+def estimated_priors(run: Run) -> list[float] | None:
+    """The target's class priors [K] as estimated, None where they are not."""
+    if run.priors is None or not run.priors.estimated:
+        return None
+    return [round(share, 5) for share in run.priors.target.tolist()]
 
 
 def summary(line: dict[str, Any], total_steps: int) -> str:
@@ -644,25 +682,15 @@ def against_source_only(
 ) -> dict[str, float | None] | None:
     """The adapted answers on the target beside those of a network trained on the source alone.
 
-    None in another mode than dann, where that training fails, and where Ctrl-C ends it.
+    None in another mode than dann, where that training fails, as the run itself is done, and where Ctrl-C ends it.
     """
     if settings.train_mode != "dann" or measured.target is None:
         return None
-    room = settings.values.batch_size // (settings.processes or 1)  # of one process
-    recipe = replace(settings.values, parts=frozenset(), batch_size=min(room, SOURCE_IMAGES))
-    try:
-        body = run.net.feature_extractor[0] if settings.freeze else pretrained(settings)
-    except UserError:  # weights that have gone since
-        return None
-    net = build(settings, data, SOURCE, body).to(run.net.device)
-    steps = min(run.total_steps, max(run.total_steps // 6, SOURCE_STEPS))
-    short = Run(run.folder, run.args, net, build_optimizer(net, "source", recipe), steps, precision=run.precision)
-    try:
-        train(short, replace(data, unlabelled=None), replace(settings, train_mode="source", values=recipe), ALONE, None)
-    except UserError:  # a loss that is not finite: the run itself is done
-        return None
-    found = answers(net, data.on_target)
-    if short.step < short.total_steps or found is None or not found.probabilities.isfinite().all():
+    short = run.source_only
+    with contextlib.suppress(UserError):
+        short = short or source_only(run, data, settings)
+    found = answers(short.net, data.on_target) if short else None
+    if short is None or found is None or not found.probabilities.isfinite().all():
         return None
     return {
         **changed_answers(found.probabilities, measured.target.probabilities),
@@ -672,13 +700,17 @@ def against_source_only(
 
 
 def class_priors(run: Run, data: Data, estimated: list[float] | None) -> dict[str, dict[str, float | None]] | None:
-    """By class the priors of the source, those estimated of the target, and the true ones where its val has labels."""
-    if run.priors is None or estimated is None:
+    """By class the priors of the source, those estimated of the target, and the true ones where its val has labels.
+
+    None without class priors; without an estimate None in its place.
+    """
+    if run.priors is None:
         return None
-    true: list[Any] = [None] * len(data.classes)
+    unknown: list[Any] = [None] * len(data.classes)
+    true = unknown
     if data.target_val and data.target_val.labels is not None:
         true = (data.target_val.labels.bincount(minlength=len(true)) / len(data.target_val)).tolist()
-    columns = zip(data.classes, run.priors.source.tolist(), estimated, true, strict=True)
+    columns = zip(data.classes, run.priors.source.tolist(), estimated or unknown, true, strict=True)
     return {name: {"source": s, "target_estimated": t, "target_val": val} for name, s, t, val in columns}
 
 

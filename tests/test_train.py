@@ -29,6 +29,7 @@ from conftest import (
     same_tensors,
     write_domain,
 )
+from PIL import Image
 from torch import Tensor
 
 import inference
@@ -39,7 +40,7 @@ from dataset import Batches
 from listing import list_split
 from metrics import SCORES, VALIDATORS, Features, domain_distance
 from model import DANN, SOURCE, TARGET, lambda_schedule, one_cycle
-from runs import Run, build_network, load_checkpoint, locked, read_metrics
+from runs import Run, build_network, in_words, load_checkpoint, locked, read_metrics
 from utils import Ranks, UserError, seed_step
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -586,18 +587,55 @@ def test_what_an_adapted_run_is_held_against_trains_on_64_images_a_step_at_most(
 
     monkeypatch.setattr(train, "train", seen)
     quick_run(small_data, tmp_path, "dann", "usps", "--batch_size", asked, "--max_steps", "1")
-    assert sizes == [int(asked), held_against]
+    assert sizes == [held_against, int(asked)]
 
 
-def test_an_adapted_run_states_class_priors_and_is_held_against_training_on_the_source_alone(dann_run: Path) -> None:
+def test_an_adapted_run_is_held_against_training_on_the_source_alone(dann_run: Path) -> None:
     result = json.loads((dann_run / "result.json").read_text())
-    assert set(result["class_priors"]) == set("0123456789")
-    for name in ("source", "target_estimated", "target_val"):
-        assert sum(each[name] for each in result["class_priors"].values()) == pytest.approx(1, abs=1e-3)
-    last = read_metrics(dann_run / "metrics.jsonl")[-1]
-    assert last["target_priors"] == [each["target_estimated"] for each in result["class_priors"].values()]
     assert result["source_only"]["steps"] == 2
     assert all(0 <= result["source_only"][name] <= 1 for name in ("agreement", "confidence", "target_val_accuracy"))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_class_priors_are_estimated_and_stated_of_a_target_that_the_source_alone_is_sure_of(
+    known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that looks like nothing known the answers would make priors that no one has, and confirm them."""
+    monkeypatch.setattr(train, "SOURCE_STEPS", 60)
+    write_domain(tmp_path / "mnistm", {"train": 100, "val": 20}, classes=4)
+    write_domain(tmp_path / "usps", {"train": 100, "val": 20}, seed=1, classes=4)
+    for file in [] if known else (tmp_path / "usps" / "data").iterdir():
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(file)
+    outcome = quick_run(tmp_path, tmp_path / "runs", "dann", "usps", "--max_steps", "60", "--val_period", "60")
+    priors = outcome["class_priors"]
+    assert set(priors) == set("0123")
+    for name in ("source", "target_val") + ("target_estimated",) * known:
+        assert sum(each[name] for each in priors.values()) == pytest.approx(1, abs=1e-3)
+    stated, folder = [each["target_estimated"] for each in priors.values()], Path(outcome["folder"])
+    assert read_metrics(folder / "metrics.jsonl")[-1]["target_priors"] == (stated if known else None)
+    assert (stated == [None] * 4) != known
+    assert ("not estimated" in "".join(in_words(outcome))) != known
+
+
+def test_ctrl_c_before_the_first_step_loses_nothing(small_data: Path, tmp_path: Path, dann_run: Path) -> None:
+    command = [
+        "--data_root",
+        small_data,
+        "--train_mode",
+        "dann",
+        "--target_file",
+        "usps",
+        "--save_dir",
+        tmp_path,
+        *QUICK,
+    ]
+    with ctrl_c_in_step(1):  # of the network that adaptation is held against
+        code, out, _ = ended(train, *command)
+    folder = Path(out.strip().splitlines()[-1])
+    assert code == 130
+    assert not (folder / "last.pt").exists()
+    assert ended(train, *command, "--resume")[0] == 0
+    assert same_tensors(weights(folder), weights(dann_run))
 
 
 def test_what_a_run_is_held_against_leaves_its_weights_alone(
@@ -762,7 +800,7 @@ def test_no_run_is_overwritten(small_data: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_usable_checkpoint_and_says_how_to_continue(small_data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "train.py", "--data_root", str(small_data), "--train_mode", "dann"]
-    command += ["--target_file", "usps", "--save_dir", str(tmp_path), *QUICK, "--max_steps", "100000"]
+    command += ["--target_file", "usps", "--save_dir", str(tmp_path), *QUICK, "--max_steps", "3000"]
     log = tmp_path / "dann_usps_tuned_seed0" / "metrics.jsonl"
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(train.__file__).parent
@@ -776,7 +814,7 @@ def test_ctrl_c_leaves_a_usable_checkpoint_and_says_how_to_continue(small_data: 
     assert "Traceback" not in errors
     *_, said, again, folder = out.strip().splitlines()
     assert again.endswith("--resume")
-    assert f" {load_checkpoint(Path(folder) / 'last.pt')['step']} of 100000" in said
+    assert f" {load_checkpoint(Path(folder) / 'last.pt')['step']} of 3000" in said
 
 
 # The end
