@@ -6,7 +6,7 @@ recipe in config.py. The parts of a recipe, which `--without PART ...` leaves ou
     augmentation   strong random views of source and target images                   augment.views
     distractors    other digits pasted at the sides of the source's, in those views  augment.paste_distractors
     adversarial    L_d, the domain loss of DANN, with the gradient reversal          domain_loss
-    priors         source batches drawn by the target's estimated class priors       ClassPriors
+    priors         source batches drawn by the target's class priors, as estimated   ClassPriors
     confusion      L_c, minimum class confusion of the target's answers              minimum_class_confusion
     teacher        L_u, pseudo-labels of a moving average of the network             Teacher, pseudo_label_loss
 """

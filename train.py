@@ -60,6 +60,7 @@ from metrics import (
     eval_batch,
     harm,
     idle_adversary,
+    predict,
     top_class_share,
     unsure,
     validation_scores,
@@ -413,8 +414,9 @@ def sure_of_target(run: Run, data: Data, settings: Settings) -> bool | None:
     run.source_only = source_only(run, data, settings)
     if run.source_only is None or data.unlabelled is None:
         return None
-    found = answers(run.source_only.net, data.unlabelled.some(SAMPLE_IMAGES))
-    return found is not None and not unsure(*entropy_and_diversity(found.probabilities))
+    rows = some_rows(len(data.unlabelled), SAMPLE_IMAGES)
+    probabilities = predict(run.source_only.net, data.unlabelled.inputs[rows])[1]
+    return not unsure(*entropy_and_diversity(probabilities))
 
 
 def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | None) -> "Measured | None":

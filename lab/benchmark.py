@@ -532,7 +532,7 @@ spent["steps"] = [result["steps"] * 2 * result["args"]["batch_size"] / result["i
 print("MEASURED", json.dumps(spent))
 """
 # What a run spends its seconds on beside its steps, as train.py calls it.
-OUTSIDE = ("load_data", "start_run", "validate", "save_run", "against_source_only", "draw_figures")
+OUTSIDE = ("load_data", "start_run", "validate", "save_run", "source_only", "draw_figures")
 
 
 def measure_accuracy(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
