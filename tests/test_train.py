@@ -78,8 +78,11 @@ def test_adaptation_is_better_on_the_target_than_training_on_the_source_alone(de
 
 
 @pytest.mark.slow
-def test_adaptation_does_no_harm_where_the_targets_class_priors_are_others(demo_data: Path, tmp_path: Path) -> None:
-    """Street numbers, of the digits 5 to 9 every tenth: 0.931 by the source alone, 0.945 adapted, 0.818 plain."""
+def test_adaptation_does_no_harm_where_the_targets_class_priors_are_others(
+    demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Street numbers, of the digits 5 to 9 every tenth: 0.931 by the source alone, 0.971 adapted, 0.818 plain."""
+    monkeypatch.setattr(train, "SOURCE_STEPS", 300)
     (tmp_path / "mnistm").symlink_to(demo_data / "mnistm")
     (tmp_path / "svhn").mkdir()
     (tmp_path / "svhn" / "data").symlink_to(demo_data / "svhn" / "data")
