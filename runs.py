@@ -51,7 +51,7 @@ class Run:
     total_steps: int
     teacher: Teacher | None = None
     priors: ClassPriors | None = None
-    source_only: "Run | None" = None  # a short one, on the source alone
+    source_only: DANN | None = None  # trained on the source alone, see train.py
     fingerprint: str = ""  # of the data, see there
     precision: torch.dtype = torch.float32  # of the training step
     began: float = field(default_factory=time.monotonic)

@@ -394,8 +394,8 @@ def feature_chunks(net: DANN, domain: Domain, shown: bool) -> Iterator[np.ndarra
 # Loop
 
 
-def source_only(run: Run, data: Data, settings: Settings) -> Run | None:
-    """A short run on the source alone, which adaptation is held against; None where Ctrl-C ended it.
+def source_only(run: Run, data: Data, settings: Settings) -> DANN | None:
+    """A network trained a short time on the source alone, which adaptation is held against; None after Ctrl-C.
 
     UserError for a loss that is not finite, and for weights of the backbone that have gone since.
     """
@@ -403,10 +403,14 @@ def source_only(run: Run, data: Data, settings: Settings) -> Run | None:
     recipe = replace(settings.values, parts=frozenset(), batch_size=min(room, SOURCE_IMAGES))
     body = run.net.feature_extractor[0] if settings.freeze else pretrained(settings)
     net = build(settings, data, SOURCE, body).to(run.net.device)
-    steps = min(run.total_steps, max(run.total_steps // 6, SOURCE_STEPS))
-    short = Run(run.folder, run.args, net, build_optimizer(net, "source", recipe), steps, precision=run.precision)
+    optimizer, steps = build_optimizer(net, "source", recipe), source_steps(run)
+    short = Run(run.folder, run.args, net, optimizer, steps, precision=run.precision)
     train(short, replace(data, unlabelled=None), replace(settings, train_mode="source", values=recipe), ALONE, None)
-    return short if short.step == steps else None
+    return net if short.step == steps else None
+
+
+def source_steps(run: Run) -> int:
+    return min(run.total_steps, max(run.total_steps // 6, SOURCE_STEPS))
 
 
 def sure_of_target(run: Run, data: Data, settings: Settings) -> bool | None:
@@ -415,7 +419,7 @@ def sure_of_target(run: Run, data: Data, settings: Settings) -> bool | None:
     if run.source_only is None or data.unlabelled is None:
         return None
     rows = some_rows(len(data.unlabelled), SAMPLE_IMAGES)
-    probabilities = predict(run.source_only.net, data.unlabelled.inputs[rows])[1]
+    probabilities = predict(run.source_only, data.unlabelled.inputs[rows])[1]
     return not unsure(*entropy_and_diversity(probabilities))
 
 
@@ -688,15 +692,15 @@ def against_source_only(
     """
     if settings.train_mode != "dann" or measured.target is None:
         return None
-    short = run.source_only
+    net = run.source_only
     with contextlib.suppress(UserError):
-        short = short or source_only(run, data, settings)
-    found = answers(short.net, data.on_target) if short else None
-    if short is None or found is None or not found.probabilities.isfinite().all():
+        net = net or source_only(run, data, settings)
+    found = answers(net, data.on_target) if net else None
+    if found is None or not found.probabilities.isfinite().all():
         return None
     return {
         **changed_answers(found.probabilities, measured.target.probabilities),
-        "steps": short.total_steps,
+        "steps": source_steps(run),
         "target_val_accuracy": found.accuracy,
     }
 
