@@ -394,11 +394,8 @@ def test_information_rises_with_accuracy_from_source_to_dann_and_is_lower_where_
         assert accuracy(PLAIN, target) > accuracy(words, target)
 
 
-def test_information_fails_between_runs_with_and_without_a_part_and_under_label_shift() -> None:
+def test_information_fails_under_label_shift() -> None:
     assert score(SHIFTED, "usps", INFORMATION) > score(SHIFTED_SOURCE, "usps", INFORMATION)
-    of_one_set(runs(PLAIN, "svhn"), runs(DEFAULT, "svhn"))
-    assert score(PLAIN, "svhn", INFORMATION) > score(DEFAULT, "svhn", INFORMATION) - 0.02  # as much, or more
-    assert accuracy(PLAIN, "svhn") < accuracy(DEFAULT, "svhn") - 0.04
 
 
 def test_density_falls_both_where_dann_is_worse_and_where_it_is_better() -> None:
