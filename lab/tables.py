@@ -495,7 +495,7 @@ RUN_PARTS = {
     "five validations, with both distances": "validate",
     "checkpoints": "save_run",
     "figures": "draw_figures",
-    "training on the source alone, for the warning of harm": "against_source_only",
+    "training on the source alone, before the first step": "source_only",
 }
 LARGE = {
     "first launch, s": "first_launch_seconds",
