@@ -200,7 +200,7 @@ class ClassPriors:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.target.copy_(state["target"])
-        self.answers, self.estimated = [q.to(self.target) for q in state["answers"]], bool(state["estimated"])
+        self.answers, self.estimated = [q.to(self.target) for q in state["answers"]], state.get("estimated", True)
 
 
 class Teacher:

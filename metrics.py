@@ -285,8 +285,8 @@ def top_class_share(p: Tensor) -> float:
 def unsure(mean_entropy: float, diversity: float) -> bool:
     """Whether answers are unsure for what they tell apart: an entropy above a quarter of the diversity, or nan.
 
-    Of the runs in lab/, those warned of are right on 0.25 to 0.74 of the images, the others on 0.23 to 1.00. It depends
-    neither on the number of classes nor on how many of them the target has.
+    Of the runs in lab/, those warned of are right on 0.25 to 0.74 of the images, the others on 0.23 to 1.00. The number
+    of classes does not matter; of a target that is nearly all of one class, all but the surest answers count so.
     """
     return not mean_entropy <= 0.25 * diversity
 

@@ -56,6 +56,7 @@ class Run:
     precision: torch.dtype = torch.float32  # of the training step
     began: float = field(default_factory=time.monotonic)
     step: int = 0
+    interrupted: bool = False  # by Ctrl-C
     seconds_before: float = 0.0  # of the runs that this one resumes
     training_seconds: float = 0.0
     images_seen: int = 0

@@ -23,6 +23,7 @@ import argparse
 import contextlib
 import copy
 import hashlib
+import math
 import re
 import shlex
 import sys
@@ -44,7 +45,7 @@ from cache import NO_CACHE, Cache
 from config import Recipe, Settings, read_settings
 from dataset import Batches, Domain, as_input, read_domain, some_rows
 from listing import Listing, NoClasses, class_names, domain_folder, list_split, may_have_labels, of_known_classes
-from losses import LOGGED, PSEUDO_LABEL_MEASURES, ClassPriors, Objective, Teacher, ramp, total
+from losses import LOGGED, PSEUDO_LABEL_MEASURES, ClassPriors, Objective, Teacher, entropy, ramp, total
 from metrics import (
     MINIMUM,
     SCORES,
@@ -56,13 +57,11 @@ from metrics import (
     changed_answers,
     collapse,
     domain_distance,
-    entropy_and_diversity,
     eval_batch,
     harm,
     idle_adversary,
     predict,
     top_class_share,
-    unsure,
     validation_scores,
 )
 from model import DANN, SOURCE, TARGET, lambda_schedule
@@ -100,7 +99,7 @@ from utils import (
 
 SAMPLE_IMAGES = 2000  # of a target without a labelled val set, and of the source's val before the last validation
 BACKBONE_RATE = 0.1  # of a backbone, as a part of its heads' learning rate (arXiv 1705.10667)
-SOURCE_STEPS = 300  # at least, of the network that adaptation is held against; else a sixth of the run's
+SOURCE_STEPS = 300  # of the network that adaptation is held against, or those of a shorter run
 SOURCE_IMAGES = 64  # a step of that network, at most: with twice as many it says the same (lab/NOTES.md)
 VALIDATED = ("step", "source_val_accuracy", "target_val_accuracy", *SCORES)  # of each validation, in result.json
 LOOK = 10.0  # seconds from one look at the machine's load to the next
@@ -403,24 +402,29 @@ def source_only(run: Run, data: Data, settings: Settings) -> DANN | None:
     recipe = replace(settings.values, parts=frozenset(), batch_size=min(room, SOURCE_IMAGES))
     body = run.net.feature_extractor[0] if settings.freeze else pretrained(settings)
     net = build(settings, data, SOURCE, body).to(run.net.device)
-    optimizer, steps = build_optimizer(net, "source", recipe), source_steps(run)
+    optimizer, steps = build_optimizer(net, "source", recipe), min(run.total_steps, SOURCE_STEPS)
     short = Run(run.folder, run.args, net, optimizer, steps, precision=run.precision)
     train(short, replace(data, unlabelled=None), replace(settings, train_mode="source", values=recipe), ALONE, None)
-    return net if short.step == steps else None
-
-
-def source_steps(run: Run) -> int:
-    return min(run.total_steps, max(run.total_steps // 6, SOURCE_STEPS))
+    net.zero_grad(set_to_none=True)  # or the gradients would stay as long as the network
+    return None if short.interrupted else net
 
 
 def sure_of_target(run: Run, data: Data, settings: Settings) -> bool | None:
-    """Whether the network of source_only, which `run` keeps, is sure of the target's images; None after Ctrl-C."""
-    run.source_only = source_only(run, data, settings)
-    if run.source_only is None or data.unlabelled is None:
+    """Whether the network of source_only, which `run` keeps, is sure of the target's images; None after Ctrl-C.
+
+    Sure: the mean entropy of its answers is below a quarter of log K. Beside their diversity instead, a target that is
+    of one class for the most part would count as unsure.
+    """
+    assert data.unlabelled is not None
+    try:
+        run.source_only = source_only(run, data, settings)
+    except UserError:  # a loss that is not finite; where the run's own is, too, it is said there
+        return False
+    if run.source_only is None:
         return None
     rows = some_rows(len(data.unlabelled), SAMPLE_IMAGES)
     probabilities = predict(run.source_only, data.unlabelled.inputs[rows])[1]
-    return not unsure(*entropy_and_diversity(probabilities))
+    return entropy(probabilities.double()).mean().item() < 0.25 * math.log(len(data.classes))
 
 
 def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | None) -> "Measured | None":
@@ -477,6 +481,7 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
                 save_run(run, line, settings.select, settings.topk, candidate=regular)
                 meter.restart()
     meter.progress.close()
+    run.interrupted = stop
     return measured
 
 
@@ -700,7 +705,7 @@ def against_source_only(
         return None
     return {
         **changed_answers(found.probabilities, measured.target.probabilities),
-        "steps": source_steps(run),
+        "steps": min(run.total_steps, SOURCE_STEPS),
         "target_val_accuracy": found.accuracy,
     }
 
@@ -708,7 +713,7 @@ def against_source_only(
 def class_priors(run: Run, data: Data, estimated: list[float] | None) -> dict[str, dict[str, float | None]] | None:
     """By class the priors of the source, those estimated of the target, and the true ones where its val has labels.
 
-    None without class priors; without an estimate None in its place.
+    None without class priors; target_estimated is None where none was made.
     """
     if run.priors is None:
         return None
