@@ -236,7 +236,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--balance",
         action="store_true",
         help="draw the classes of the labelled domain alike, however many images each has; not for `dann` with class "
-        "priors (recipe tuned), which draws them by the target's, as it estimates them",
+        "priors (recipe tuned), which draws them by the target's where it estimates these, else alike",
     )
     length.add_argument(
         "--arch",
@@ -442,8 +442,8 @@ def refuse_recipe(args: argparse.Namespace, has: frozenset[str], parts: frozense
             )
     if args.balance and "priors" in parts:
         raise UserError(
-            "--balance draws the classes alike, and this run draws them by the target's estimated priors; leave it "
-            "out, or add --without priors."
+            "--balance draws the classes alike, and this run draws them by the target's priors where it estimates "
+            "these; leave it out, or add --without priors."
         )
     if args.lambda_max and "adversarial" not in parts:
         raise UserError("--lambda_max weighs the domain gradient, which this mode and recipe do without; leave it out.")
