@@ -160,7 +160,8 @@ class ClassPriors:
 
     labels_s: int64 [N] of the source, whose shares by class are `source` [K]. `target` [K] begins with all classes
     alike, as a class that is rare in the source would hardly be drawn at first, and be lost. Every PERIOD steps it
-    moves by RATE to the estimate from the answers on the last WINDOW batches. Batches drawn by it have the target's
+    moves by RATE to the estimate from the answers on the last WINDOW batches, or back to its beginning while those are
+    unsure, their entropy half of their diversity or more: a class would be lost. Batches drawn by it have the target's
     priors in all that they enter, L_y, L_d and BatchNorm's statistics; weights in the losses (Combes et al., arXiv
     2003.04475) leave the statistics those of the source, and were worse. The classifier is then one for the priors
     `target`: taken for one of `source`, each estimate counts the one before again, and rare classes are lost.
@@ -193,7 +194,9 @@ class ClassPriors:
             return
         self.answers = [*self.answers[1 - self.WINDOW :], ranks.gather(z_t.detach().softmax(1))]
         if (step + 1) % self.PERIOD == 0:
-            self.target.lerp_(estimate_priors(torch.cat(self.answers), self.target), self.RATE)
+            q = torch.cat(self.answers)
+            sure = entropy(q).mean() < 0.5 * entropy(q.mean(0))
+            self.target.lerp_(torch.where(sure, estimate_priors(q, self.target), 1 / len(self.target)), self.RATE)
 
     def state_dict(self) -> dict[str, Any]:
         return {"target": self.target, "answers": self.answers, "estimated": self.estimated}

@@ -269,6 +269,9 @@ def test_of_many_classes_the_rare_ones_are_estimated_as_rare_as_they_are() -> No
 def test_class_priors_that_are_not_estimated_stay_even_and_no_class_is_ever_given_up(estimated: bool) -> None:
     priors = ClassPriors(torch.tensor([0, 0, 0, 1]), 2, torch.device("cpu"))
     priors.estimated = estimated
+    for step in range(100):  # unsure answers
+        priors.follow(torch.tensor([[1.0, 0.0]] * 64 + [[0.0, 0.8]] * 64), step)
+    assert priors.target.tolist() == pytest.approx([0.5, 0.5])
     for step in range(2000):
         priors.follow(torch.tensor([[9.0, -9.0]] * 127 + [[-9.0, 9.0]]), step)
     assert priors.source.tolist() == [0.75, 0.25]
