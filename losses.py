@@ -93,6 +93,11 @@ def entropy(p: Tensor) -> Tensor:
     return -torch.special.xlogy(p, p).sum(-1)
 
 
+def entropy_and_diversity(p: Tensor) -> tuple[Tensor, Tensor]:
+    """Of probabilities [N, K] the mean entropy, low where answers are sure, and the entropy of the mean answer."""
+    return entropy(p).mean(), entropy(p.mean(0))
+
+
 def domain_loss(d_hat: Tensor, count_s: int) -> tuple[Tensor, Tensor]:
     """L_d = -mean log p(d_i | f_i) over the images of both domains, and the domain classifier's accuracy.
 
@@ -166,9 +171,9 @@ class ClassPriors:
     2003.04475) leave the statistics those of the source, and were worse. The classifier is then one for the priors
     `target`: taken for one of `source`, each estimate counts the one before again, and rare classes are lost.
 
-    estimated: whether `target` moves. Of a target that looks like nothing known the answers make priors that no one
-    has, and batches drawn by these confirm them, so train.py lets them move only where a network trained on the source
-    alone is sure of the target (lab/NOTES.md).
+    estimated: whether `target` moves. On a target far from the source the estimate is wrong, and batches drawn by it
+    confirm it, so train.py lets it move only where a network trained on the source alone is sure of the target
+    (lab/NOTES.md).
     """
 
     WINDOW, PERIOD, RATE = 16, 5, 0.1
@@ -195,8 +200,9 @@ class ClassPriors:
         self.answers = [*self.answers[1 - self.WINDOW :], ranks.gather(z_t.detach().softmax(1))]
         if (step + 1) % self.PERIOD == 0:
             q = torch.cat(self.answers)
-            sure = entropy(q).mean() < 0.5 * entropy(q.mean(0))
-            self.target.lerp_(torch.where(sure, estimate_priors(q, self.target), 1 / len(self.target)), self.RATE)
+            unsure, spread = entropy_and_diversity(q)
+            estimate = torch.where(unsure < 0.5 * spread, estimate_priors(q, self.target), 1 / len(self.target))
+            self.target.lerp_(estimate, self.RATE)
 
     def state_dict(self) -> dict[str, Any]:
         return {"target": self.target, "answers": self.answers, "estimated": self.estimated}
