@@ -3,13 +3,13 @@
     python lab/benchmark.py --data_root data/digits
 
 Writes results/benchmark-<device>.json. Nothing else should run meanwhile. About
-25 minutes on 2 cores, 8 of them for the time to accuracy, 5 for two runs at
-once; --parts runs some of it: training, prediction, start, growth, accuracy,
-side. Parts that are not run keep what the file says of them. What is compared
-alternates within one run; every number is a median over --repeats. Two parts
-run only where --parts names them: large, once, about an hour on one core, and
-0.3 MB of $TMPDIR an image; peers, the public libraries of lab/peers.py, a
-quarter of an hour a seed.
+30 minutes on 2 cores, 8 of them for the time to accuracy, 5 each for two runs
+at once and for a frozen backbone; --parts runs some of it: training,
+prediction, start, growth, accuracy, frozen, side. Parts that are not run keep
+what the file says of them. What is compared alternates within one run; every
+number is a median over --repeats. Two parts run only where --parts names them:
+large, once, about an hour on one core, and 0.3 MB of $TMPDIR an image; peers,
+the public libraries of lab/peers.py, a quarter of an hour a seed.
 """
 
 import argparse
@@ -73,9 +73,11 @@ MARKS = (0.82392, 0.95)  # the published DANN on USPS, and what a user would cal
 QUICK_STEPS = 600  # a third of the recipe's: the learning rate falls sooner, and the marks are reached sooner
 OFTEN = 20  # steps from one validation to the next, where they are not counted
 COUNTS = (5_000, 50_000, 500_000)  # images a domain, of the part growth
-FEW = 1_000  # images of the part large that differ, and as many to hold its memory against
+FEW = 1_000  # photos to hold the memory of the part large against
+DIFFERENT = 2_000  # photos that are written; what is more are links to them
 PHOTO = 224  # pixels of their side
-PHOTO_STEPS = 20
+PHOTO_STEPS, LARGE_ARCH = 20, "mobilenet_v3_small"  # of the part large
+OWN_PHOTOS, OWN_ARCH = 2_000, "resnet18"  # of the part frozen: the command of README's "Your own photos"
 ON_REQUEST = ("large", "peers")
 SIDE_STEPS = 900  # of the part side, in which the machine's load of a minute must show
 
@@ -447,19 +449,19 @@ sys.exit(code)
 
 
 def write_photos(root: Path, count: int) -> None:
-    """Domains `one` and `two` of JPEGs in two classes, a hundredth of each val; FEW differ, the others are links."""
+    """Domains `one` and `two` of JPEGs in two classes, a hundredth of each val; DIFFERENT of them, else links."""
     rng = np.random.default_rng(0)
     first: list[Path] = []
     for domain in ("one", "two"):
         folder, names = root / domain / "data", [f"{i:07d}.jpg" for i in range(count // 2)]
         folder.mkdir(parents=True)
         for i, name in enumerate(names):
-            if len(first) < FEW:
+            if len(first) < DIFFERENT:
                 small = Image.fromarray(rng.integers(0, 256, (14, 14, 3), dtype=np.uint8))
                 small.resize((PHOTO, PHOTO), Image.Resampling.BICUBIC).save(folder / name, quality=90)
                 first.append(folder / name)
             else:
-                os.link(first[i % FEW], folder / name)
+                os.link(first[i % DIFFERENT], folder / name)
         rows, val = [f"{name},{i % 2}" for i, name in enumerate(names)], max(20, count // 200)
         for split, part in (("val", rows[:val]), ("train", rows[val:])):
             (root / domain / f"{split}.csv").write_text("\n".join(["image_name,label", *part, ""]))
@@ -470,41 +472,46 @@ def measure_large(args: argparse.Namespace, device: torch.device) -> dict[str, A
 
     Beside FEW of them, whose memory is that of the network, near enough.
     """
-    found: dict[str, Any] = {}
-    arch, script = "mobilenet_v3_small", {name: str(ROOT / f"{name}.py") for name in ("train", "inference")}
+    more = ["-bs", "16", "--max_steps", str(PHOTO_STEPS)]
+    names = ("first_launch", "second_launch", "prediction")
+    found = {str(n): launches(n, LARGE_ARCH, more, names, device) for n in sorted({FEW, args.large})}
+    return {"photos": found, "size": PHOTO, "arch": LARGE_ARCH, "repeats": 1}
+
+
+def measure_frozen(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Seconds from the launch of a `dann` run of a frozen backbone, of full length, to a CSV of all photos."""
+    names = ("first_launch", "prediction")
+    runs = [launches(OWN_PHOTOS, OWN_ARCH, ["--freeze"], names, device) for _ in range(args.repeats)]
+    found = medians({name: [run[name] for run in runs] for name in runs[0]})
+    whole = [sum(run[f"{name}_seconds"] for name in names) for run in runs]
+    return {**found, "seconds_to_csv": round(statistics.median(whole), 1), "photos": OWN_PHOTOS, "arch": OWN_ARCH}
+
+
+def launches(count: int, arch: str, more: list[str], names: tuple[str, ...], device: torch.device) -> dict[str, float]:
+    """Seconds and peak memory of each of `names`: a `dann` run on photos, the same from the cache, and prediction."""
+    script, found = {name: str(ROOT / f"{name}.py") for name in ("train", "inference")}, {}
     unit = 1 if sys.platform == "darwin" else 1024  # bytes
-    for count in sorted({FEW, args.large}):
-        with tempfile.TemporaryDirectory() as folder:
-            print(f"{count} photos", flush=True)
-            write_photos(Path(folder, "data"), count)
-            words = [script["train"], "--data_root", f"{folder}/data", "--source_file", "one", "--target_file", "two"]
-            words += ["--train_mode", "dann", "--arch", arch, "--weights", "none", "-bs", "16"]
-            words += [
-                "--max_steps",
-                str(PHOTO_STEPS),
-                "--save_dir",
-                folder,
-                "--cache",
-                f"{folder}/cache",
-                "--device",
-                device.type,
-            ]
-            given = ["--checkpoint", f"{folder}/first", "--test_loc", f"{folder}/data", "--out_path", folder]
-            commands = {
-                "first_launch": [*words, "--run_name", "first"],
-                "second_launch": [*words, "--run_name", "second"],
-                "prediction": [script["inference"], *given, "--device", device.type],
-            }
-            found[str(count)] = {}
-            for name, command in commands.items():
-                began = time.monotonic()
-                measured = [sys.executable, "-c", PEAK, sys.executable, *command]
-                done = subprocess.run(measured, check=True, stdout=subprocess.PIPE, text=True)
-                seconds, megabytes = time.monotonic() - began, int(done.stdout) * unit / 1e6
-                found[str(count)][f"{name}_seconds"] = round(seconds, 1)
-                found[str(count)][f"{name}_peak_megabytes"] = round(megabytes)
-                print(f"  {name}: {seconds:.0f} s, {megabytes:.0f} MB", flush=True)
-    return {"photos": found, "size": PHOTO, "arch": arch, "repeats": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"{count} photos", flush=True)
+        write_photos(Path(folder, "data"), count)
+        words = [script["train"], "--data_root", f"{folder}/data", "--source_file", "one", "--target_file", "two"]
+        words += ["--train_mode", "dann", "--arch", arch, "--weights", "none", *more, "--save_dir", folder]
+        words += ["--cache", f"{folder}/cache", "--device", device.type]
+        given = ["--checkpoint", f"{folder}/first", "--test_loc", f"{folder}/data", "--out_path", folder]
+        commands = {
+            "first_launch": [*words, "--run_name", "first"],
+            "second_launch": [*words, "--run_name", "second"],
+            "prediction": [script["inference"], *given, "--device", device.type],
+        }
+        for name in names:
+            began = time.monotonic()
+            measured = [sys.executable, "-c", PEAK, sys.executable, *commands[name]]
+            done = subprocess.run(measured, check=True, stdout=subprocess.PIPE, text=True)
+            seconds, megabytes = time.monotonic() - began, int(done.stdout) * unit / 1e6
+            found[f"{name}_seconds"] = round(seconds, 1)
+            found[f"{name}_peak_megabytes"] = round(megabytes)
+            print(f"  {name}: {seconds:.0f} s, {megabytes:.0f} MB", flush=True)
+    return found
 
 
 # Time to accuracy
@@ -675,6 +682,7 @@ MEASURES = {
     "start": measure_start,
     "growth": measure_growth,
     "accuracy": measure_accuracy,
+    "frozen": measure_frozen,
     "large": measure_large,
     "side": measure_side,
     "peers": measure_peers,

@@ -505,6 +505,11 @@ LARGE = {
     "prediction, s": "prediction_seconds",
     "prediction, MB": "prediction_peak_megabytes",
 }
+FROZEN = {
+    "training, s": "first_launch_seconds",
+    "prediction, s": "prediction_seconds",
+    "from launch to CSV, s": "seconds_to_csv",
+}
 
 
 def numbers(place: str, found: dict[str, Any], keys: Iterable[str]) -> list[str]:
@@ -549,6 +554,10 @@ def speed_block(folder: Path) -> list[str]:
                 for count, measured in large["photos"].items()
             ]
             lines += ["", *table([f"photos, `{large['arch']}`", *LARGE], rows)]
+        if frozen := found.get("frozen"):
+            check_kinds(f"{file} frozen", frozen, photos=int, arch=str)
+            row = [f"{frozen['photos']:,}", *numbers(f"{file} frozen", frozen, FROZEN.values())]
+            lines += ["", *table([f"photos, `{frozen['arch']} --freeze`", *FROZEN], [row])]
         if reached := found.get("accuracy"):
             check_kinds(f"{file} accuracy", reached, steps=int, seconds_to=dict, seconds_by_part=dict)
             head = f"USPS val accuracy, `dann --max_steps {reached['steps']}`"

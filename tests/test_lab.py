@@ -643,12 +643,14 @@ def test_a_benchmark_ends_in_a_json_from_which_the_tables_are_made(
         ("COUNTS", (200, 400)),
         ("FEW", 80),
         ("PHOTO_STEPS", 1),
+        ("OWN_PHOTOS", 90),
+        ("DIFFERENT", 80),
     ):
         monkeypatch.setattr(benchmark, name, value)
     flags = ["--data_root", str(demo_data), "--out", str(tmp_path), "--device", "cpu", "--seeds", "0"]
     flags += ["--repeats", "1", "--steps", "2", "--images", "40", "--large", "100", "--parts"]
     kept = benchmark.main([*flags, "training"])["training"]
-    found = benchmark.main([*flags, "prediction", "start", "growth", "accuracy", "side", "large"])
+    found = benchmark.main([*flags, "prediction", "start", "growth", "accuracy", "side", "frozen", "large"])
     assert found["training"] == kept  # parts that are not run keep what the file says of them
     assert found == json.loads((tmp_path / "benchmark-cpu.json").read_text())
     assert found["prediction"]["small"]["images"] == 40
@@ -667,3 +669,4 @@ def test_a_benchmark_ends_in_a_json_from_which_the_tables_are_made(
     assert row(block, "2")
     assert found["large"]["photos"].keys() == {"80", "100"}
     assert row(block, "100")
+    assert float(row(block, "90")[-1]) > 0
