@@ -2,7 +2,8 @@
 
 A file for each split and size: an array uint8 [N, H, W, 3] in NumPy's format and, behind it, a checksum of each image.
 Its name has a hash of the image files' names, sizes and times: a changed, added or removed image is another file. It is
-written whole or not at all, every image is checked as it is read, and files of other images of that split are removed.
+written whole or not at all, and every image is checked as it is read. Writing one removes those of other images of its
+split, and those that no run has used for UNUSED_DAYS.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import os
 import re
 import shutil
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from utils import UserError, atomic_path, note, remove_parts
 
+UNUSED_DAYS = 60
 FACTS = np.dtype([("checksum", "<u4"), ("plain", "?")])  # of an image: its CRC-32, and whether it is of one colour
 
 
@@ -114,6 +117,8 @@ class Cache:
         path = self.folder / name
         try:
             stored = Stored(path, shape)
+            with contextlib.suppress(OSError):  # of another user
+                os.utime(path)  # of the last use
             return stored if stored.nbytes > most else stored[:], stored.facts
         except FileNotFoundError:
             return None
@@ -139,9 +144,11 @@ class Cache:
                     facts.append(facts_of(images))
                     file.write(images.tobytes())
                 np.lib.format.write_array(file, np.concatenate(facts), allow_pickle=False)
-            for other in self.folder.glob(f"{name.split('.')[0]}.*.npy"):
-                if other != path:  # of the same split, before its images changed
-                    with contextlib.suppress(OSError):
+            old = time.time() - UNUSED_DAYS * 24 * 3600
+            for other in self.folder.glob("*.npy"):
+                with contextlib.suppress(OSError):
+                    replaced = other != path and other.name.split(".")[0] == name.split(".")[0]
+                    if replaced or other.stat().st_mtime < old:
                         other.unlink()
         except OSError as error:
             note(f"decoded images are not kept, as {self.folder} takes none ({error.strerror}).")

@@ -435,7 +435,8 @@ def train(run: Run, data: Data, settings: Settings, ranks: Ranks, log: RunLog | 
     batch_s = batches(data.labelled, stream=SOURCE, balance=settings.balance)
     batch_t = batches(half_t, stream=TARGET) if (half_t := data.unlabelled or data.labelled_t) else None
     objective = ranks.wrap(Objective(net, recipe.parts))
-    label = f"train {settings.train_mode}" if ranks.main else ""
+    what = f"train {settings.train_mode}" if log else "for comparison, train source alone"
+    label = what if ranks.main else ""
     meter = Meter(run, label, recipe.batch_size * (2 if batch_t else 1))
     val_period = settings.val_period or max(1, run.total_steps // 5)
     measured, stop, kind, share = None, False, run.args["views"], recipe.batch_size // ranks.world

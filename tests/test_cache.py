@@ -224,6 +224,24 @@ def test_each_size_and_each_domain_has_a_file_of_its_own(root: Path, folder: Pat
     assert len(list(folder.iterdir())) == 3
 
 
+def test_a_file_that_no_run_has_used_for_long_goes_when_another_is_written(root: Path, folder: Path) -> None:
+    shutil.copytree(root / "d", root / "e")
+
+    def launched(size: int, domain: str = "d") -> set[Path]:
+        """What it wrote."""
+        listing = list_split(root, domain, "train", with_labels=False)
+        assert listing is not None
+        there = set(folder.glob("*"))
+        read_domain(listing, None, size, 1, cache=Cache(folder))
+        return set(folder.glob("*")) - there
+
+    unused, used = launched(8), launched(9)
+    for file in unused | used:
+        os.utime(file, (0, 0))
+    assert not launched(9)  # it is read, and so used
+    assert launched(8, "e") | used == set(folder.iterdir())
+
+
 # What happens to the file
 
 
