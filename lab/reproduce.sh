@@ -109,10 +109,12 @@ pacs() {   # runs/pacs: train and val are all images of a style; runs/pacs_split
     done
 }
 
-photo() {   # photo NAME ROOT MODE TARGET SEED [FLAG ...]: of a frozen backbone
+photo() {   # photo NAME ROOT MODE TARGET SEED FLAG ...
     run results/photos "$1_seed$5" --data_root "$2" --train_mode "$3" --target_file "$4" --seed "$5" \
-        --arch timm:tf_efficientnet_lite0 --weights "$WEIGHTS" --freeze "${@:6}"
+        --arch timm:tf_efficientnet_lite0 --weights "$WEIGHTS" "${@:6}"
 }
+
+frozen() { photo "$@" --freeze; }   # as photo
 
 for seed in $seeds; do
     for target in usps svhn; do
@@ -167,17 +169,24 @@ if has photos; then
     pacs
     for seed in $seeds; do
         for target in $styles; do
-            photo "target_$target" runs/pacs_split target "$target" "$seed"
+            frozen "target_$target" runs/pacs_split target "$target" "$seed"
             for source in $styles; do
                 [ "$source" != "$target" ] || continue
                 pair=${source}_$target
-                photo "source_$pair" runs/pacs source "$target" "$seed" --source_file "$source"
-                photo "dann_$pair" runs/pacs dann "$target" "$seed" --source_file "$source"
-                photo "plain_$pair" runs/pacs dann "$target" "$seed" --source_file "$source" --without priors confusion
-                photo "without_adversarial_$pair" runs/pacs dann "$target" "$seed" --source_file "$source" --without adversarial
-                photo "statistics_$pair" runs/pacs dann "$target" "$seed" --source_file "$source" \
+                frozen "source_$pair" runs/pacs source "$target" "$seed" --source_file "$source"
+                frozen "dann_$pair" runs/pacs dann "$target" "$seed" --source_file "$source"
+                frozen "plain_$pair" runs/pacs dann "$target" "$seed" --source_file "$source" --without priors confusion
+                frozen "without_adversarial_$pair" runs/pacs dann "$target" "$seed" --source_file "$source" --without adversarial
+                frozen "statistics_$pair" runs/pacs dann "$target" "$seed" --source_file "$source" \
                     --without adversarial priors confusion
             done
+        done
+        source=sketch
+        for target in $styles; do   # the whole backbone, each style once as source and once as target
+            small=(runs/pacs dann "$target" "$seed" --size 112 --source_file "$source")
+            photo "whole112_${source}_$target" "${small[@]}" -bs 16 --max_steps 300 --val_period 300
+            frozen "frozen112_${source}_$target" "${small[@]}"
+            source=$target
         done
     done
 fi

@@ -8,9 +8,9 @@
 
 A page holds a table between <!-- NAME: begin, by lab/tables.py --> and
 <!-- NAME: end -->, NAME being results, cells, pairs, ablation, photos,
-photos_mean, scores, speed, soak or evidence. --add copies the result.json of a
-finished run into results/, --ship writes what predicts of its checkpoint to
-checkpoint/<mode>_<target>.pt, with the result beside it.
+photos_mean, small_photos, scores, speed, soak or evidence. --add copies the
+result.json of a finished run into results/, --ship writes what predicts of its
+checkpoint to checkpoint/<mode>_<target>.pt, with the result beside it.
 """
 
 import argparse
@@ -145,6 +145,8 @@ ON_PHOTOS = {
     "`dann`": "dann_{}_{}",
     "`target`": "target_{1}",
 }
+SMALL_PHOTO = 112  # pixels of a side, at which a whole backbone is trained
+ON_SMALL_PHOTOS = {"frozen": "frozen112_{}_{}", "whole": "whole112_{}_{}"}
 
 Result = dict[str, Any]
 Cells = dict[Cell, list[Result]]
@@ -295,47 +297,48 @@ def accuracies_block(folder: Path, block: str) -> list[str]:
 # Block photos
 
 
-def on_photos(folder: Path) -> dict[str, list[list[Result]]]:
-    """Results by kind of run, those that there are, a list a pair of styles."""
+def on_photos(folder: Path, kinds: dict[str, str]) -> dict[str, dict[str, list[Result]]]:
+    """Results by kind of run, of those that there are, and pair of styles, of those that any kind has."""
     found = {
-        words: [
-            [read_result(file) for file in sorted(folder.glob(f"photos/{name.format(source, target)}_seed*.json"))]
+        words: {
+            f"{source} → {target}".replace("_painting", ""): [
+                read_result(file) for file in sorted(folder.glob(f"photos/{name.format(source, target)}_seed*.json"))
+            ]
             for source, target in permutations(STYLES, 2)
-        ]
-        for words, name in ON_PHOTOS.items()
+        }
+        for words, name in kinds.items()
     }
-    return {words: column for words, column in found.items() if any(column)}
+    found = {words: column for words, column in found.items() if any(column.values())}
+    measured = {pair for column in found.values() for pair, results in column.items() if results}
+    return {
+        words: {pair: results for pair, results in column.items() if pair in measured}
+        for words, column in found.items()
+    }
 
 
-def mean_over_pairs(column: list[list[Result]]) -> str:
+def mean_over_pairs(column: dict[str, list[Result]]) -> str:
     """Mean of a kind of run over the pairs, its deviation over the seeds that have every pair, and their number."""
     by_seed = defaultdict(list)
-    for run in chain(*column):
+    for run in chain(*column.values()):
         by_seed[run["seed"]].append(accuracy(run))
     whole = [statistics.mean(values) for values in by_seed.values() if len(values) == len(column)]
     return f"{spread(whole)} ({len(whole)} seeds)"
 
 
-def photos_block(folder: Path) -> list[str]:
+def photos_block(folder: Path, kinds: dict[str, str] = ON_PHOTOS) -> list[str]:
     """A row per pair of styles, a column per kind of run, and their means over the pairs."""
-    found = on_photos(folder)
-    rows = [
-        [
-            f"{source} → {target}".replace("_painting", ""),
-            f"{size(next(filter(None, results))[0]):,}",
-            *map(spread_of, results),
-        ]
-        for (source, target), *results in zip(permutations(STYLES, 2), *found.values(), strict=True)
-        if any(results)
-    ]
+    found = on_photos(folder, kinds)
+    rows = []
+    for pair in next(iter(found.values()), {}):
+        each = [column[pair] for column in found.values()]
+        rows.append([pair, f"{size(next(filter(None, each))[0]):,}", *map(spread_of, each)])
     return table(["pair", "n", *found], [*rows, ["**mean**", "", *map(mean_over_pairs, found.values())]])
 
 
 def photos_mean_block(folder: Path) -> list[str]:
     """The means over the pairs alone, of adaptation and of what it is held against."""
-    found = {
-        words: column for words, column in on_photos(folder).items() if words in ("`source`", "DANN alone", "`dann`")
-    }
+    kinds = {words: ON_PHOTOS[words] for words in ("`source`", "DANN alone", "`dann`")}
+    found = on_photos(folder, kinds)
     return table(["runs", *found], [["photos, mean of 12 pairs", *map(mean_over_pairs, found.values())]])
 
 
@@ -347,11 +350,13 @@ def spread_of(results: list[Result]) -> str:
 
 
 def runs_by_pair(folder: Path) -> dict[str, list[Result]]:
-    """Every run that saw no label of the target, by pair of domains, network and val set."""
+    """Every run that saw no label of the target, by pair of domains, network and val set; none on small photos."""
     found: dict[str, list[Result]] = defaultdict(list)
     for file in training_results(folder.rglob("*.json")):
         result = read_result(file)
         args = result["args"]
+        if args.get("size") == SMALL_PHOTO:  # there is no `source` of them
+            continue
         if args["train_mode"] != "target" and args["eval_split"] == "val":  # test stands for one number a recipe
             shifted = ", label shift" if "shifted" in str(args.get("data_root")) else ""
             names = (str(args.get("source_file", "mnistm")), str(args["target_file"]))
@@ -624,6 +629,7 @@ def soak_block(folder: Path) -> list[str]:
 BLOCKS: dict[str, Callable[[Path], list[str]]] = {
     **{block: partial(accuracies_block, block=block) for block in ACCURACIES},
     "photos": photos_block,
+    "small_photos": partial(photos_block, kinds=ON_SMALL_PHOTOS),
     "photos_mean": photos_mean_block,
     "scores": scores_block,
     "speed": speed_block,
