@@ -11,7 +11,7 @@ from cache import user_folder
 from losses import PARTS
 from metrics import VALIDATORS
 from model import ARCHITECTURES, MAX_SIZE, MIN_SIZE, annealed, one_cycle
-from runs import summary_writer
+from runs import ONCE, summary_writer
 from utils import DEVICES, PRECISIONS, SEED, Parser, UserError, bounded, user_path
 
 MODES = ("source", "dann", "target")
@@ -323,10 +323,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--eval_split",
-        choices=("val", "test"),
+        choices=("val", *ONCE),
         default="val",
-        help="split of the target that the reported accuracy is of: val, measured at each validation (default), or "
-        "test, measured once at the end and read by nothing else",
+        help="split of the target that the reported accuracy is of: val, measured at each validation (default), test, "
+        "or train, all images that `dann` adapts to, as papers on photos measure it (transductive); the labels of "
+        "these two are read once, at the end, by nothing else",
     )
     run.add_argument(
         "--topk",
@@ -365,12 +366,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         raise UserError(f"--select {args.select} needs a source, which --train_mode target does not read; use last.")
     if args.select in VALIDATORS and args.target_file is None:
         raise UserError(f"--select {args.select} is measured on a target; name one with --target_file.")
-    if args.eval_split == "test" and args.target_file is None:
-        raise UserError("--eval_split test measures on a target; name one with --target_file.")
-    if args.eval_split == "test" and args.select == "target_val":
-        raise UserError(
-            "--eval_split test is no number of a checkpoint chosen by target labels; leave out --select target_val."
-        )
+    refuse_eval_split(args)
     if args.tensorboard:
         summary_writer()  # refused here where the package is missing
     target = (args.target_file or "none").replace("/", "-")
@@ -407,6 +403,19 @@ def refuse_domains(mode: str, source: str, target: str | None, with_source: bool
     both = mode == "dann" or with_source
     if both and target is not None and os.path.normpath(target) == os.path.normpath(source):
         raise UserError(f"--source_file and --target_file are both {source}; the run needs two domains.")
+
+
+def refuse_eval_split(args: argparse.Namespace) -> None:
+    """UserError for a split of the target whose labels would not be new to the run."""
+    given = f"--eval_split {args.eval_split}"
+    if args.eval_split == "val":
+        return
+    if args.target_file is None:
+        raise UserError(f"{given} measures on a target; name one with --target_file.")
+    if args.select == "target_val":
+        raise UserError(f"{given} is no number of a checkpoint chosen by target labels; leave out --select target_val.")
+    if args.eval_split == "train" and args.train_mode == "target":
+        raise UserError(f"{given} would measure on the labels that --train_mode target trains on; use val or test.")
 
 
 def refuse_recipe(args: argparse.Namespace, has: frozenset[str], parts: frozenset[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from metrics import VALIDATORS
 from page import look, plotly_script, write_page
 from plots import draw_curves
-from runs import MAYBE, NUMBER, check_kinds, read_json, read_metrics
+from runs import MAYBE, NUMBER, ONCE, check_kinds, read_json, read_metrics
 from utils import Parser, UserError, run_script, shown, user_path
 
 # Arguments in which runs may differ that a gain is stated of
@@ -63,7 +63,8 @@ def read_result(run: Path) -> dict[str, Any]:
     file = run / "result.json"
     if not file.is_file():
         raise UserError(f"{run} has no result.json; name a finished run folder, or finish it with --resume.")
-    result = {"target_test_accuracy": None} | read_json(
+    once: dict[str, Any] = {f"target_{split}_accuracy": None for split in ONCE}
+    result = once | read_json(
         file,
         target_val_accuracy=MAYBE,
         source_val_accuracy=MAYBE,
@@ -74,7 +75,7 @@ def read_result(run: Path) -> dict[str, Any]:
         args=dict,
         scores=dict,
     )
-    check_kinds(file, result, target_test_accuracy=MAYBE)
+    check_kinds(file, result, **dict.fromkeys(once, MAYBE))
     check_kinds(f"{file} proxy_a_distance", result["proxy_a_distance"], trained=MAYBE)
     check_kinds(f"{file} scores", result["scores"], **dict.fromkeys(result["scores"], MAYBE))
     check_kinds(f"{file} args", result["args"], train_mode=str, target_file=(str, type(None)))
@@ -117,8 +118,8 @@ def compare(runs: list[Path], score: str | None = None) -> str:
     every = [result["args"] for result in results.values()]
     names = sorted(set().union(*every) - {"run_name", "save_dir", "tensorboard", "num_workers"})
     differing = [name for name in names if len({str(args.get(name)) for args in every}) > 1]
-    tested = [result["target_test_accuracy"] is not None for result in results.values()]
-    splits = ["val", "test"] if any(tested) else ["val"]
+    has = {split: [r[f"target_{split}_accuracy"] is not None for r in results.values()] for split in ("val", *ONCE)}
+    splits = [split for split in has if split == "val" or any(has[split])]
     targets = [f"target {split}" for split in splits]
     rows = [
         ["run", *([score] if score else []), *targets, "source val", "proxy A-dist.", "seconds", "images/s", *differing]
@@ -141,7 +142,7 @@ def compare(runs: list[Path], score: str | None = None) -> str:
     scored = any(result["scores"].get("class_ami") is not None for result in results.values())
     if not score and scored and not {rows[0].index(target) for target in targets} & set(measured):
         text += "\nno labels of the target, so no accuracy on it; --rank class_ami orders the runs without"
-    split = "test" if all(tested) else "val"
+    split = next((split for split in ONCE if all(has[split])), "val")
     by_mode = {result["args"]["train_mode"]: result[f"target_{split}_accuracy"] for result in results.values()}
     alike = set(differing) <= MAY_DIFFER
     if alike and len(results) == len(by_mode) and None not in [by_mode.get("source"), by_mode.get("dann")]:

@@ -35,6 +35,7 @@ from model import DANN, MAX_SIZE, MIN_SIZE, SOURCE, TARGET
 from utils import UserError, atomic_path, naming, note, remove_parts, user_path, versions
 
 MAX_BYTES = 2 << 30  # an archive that unpacks to more, and to more than its file has, is made to fill the memory
+ONCE = ("test", "train")  # splits of the target that --eval_split measures on once, at the end
 KEYS = {"model", "model_args", "args", "step", "metrics", "versions", "resume"}
 NUMBER: tuple[type, ...] = (int, float)
 MAYBE: tuple[type, ...] = (int, float, type(None))
@@ -208,12 +209,13 @@ def accuracy_in_words(result: dict[str, Any]) -> str:
     args, images, found = result["args"], result["images"], []
     if args["target_file"] is None:
         found.append("none on a target, as --target_file named none")
-    elif result["target_val_accuracy"] is None and result["target_test_accuracy"] is None:
+    elif all(result.get(f"target_{split}_accuracy") is None for split in ("val", *ONCE)):
+        whole = ", or use --eval_split train where all images have labels" if args["train_mode"] != "target" else ""
         found.append(
-            f"none on {args['target_file']}, which has no labels to measure by (label fifty images for its val)"
+            f"none on {args['target_file']}, which has no labels to measure by (label fifty images for its val{whole})"
         )
-    for domain, split in (("target", "test"), ("target", "val"), ("source", "val")):
-        accuracy, count = result[f"{domain}_{split}_accuracy"], images.get(f"{domain}_{split}")
+    for domain, split in (*(("target", split) for split in (*ONCE, "val")), ("source", "val")):
+        accuracy, count = result.get(f"{domain}_{split}_accuracy"), images.get(f"{domain}_{split}")
         if accuracy is not None:
             error = f" ± {math.sqrt(accuracy * (1 - accuracy) / count):.3f} (n = {count:,})" if count else ""
             found.append(f"{accuracy:.4f}{error} on {args[f'{domain}_file']} {split}")

@@ -28,7 +28,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -66,6 +66,7 @@ from metrics import (
 )
 from model import DANN, SOURCE, TARGET, lambda_schedule
 from runs import (
+    ONCE,
     Run,
     RunLog,
     check_same_run,
@@ -219,11 +220,11 @@ def load_data(settings: Settings) -> Data:
     if len(classes) < 2:
         raise UserError(f"{listing.origin} has the single class {classes[0]!r}; a classifier needs two or more.")
 
-    if settings.eval_split == "test" and target:
-        test = list_split(settings.data_root, target, "test", with_labels=False)
-        if test is None or not may_have_labels(test):
-            place = settings.data_root / target / "test.csv"
-            raise UserError(f"--eval_split test needs a labelled {place}; use --eval_split val.")
+    if (split := settings.eval_split) != "val" and target:
+        there = list_split(settings.data_root, target, split, with_labels=False)
+        if there is None or not may_have_labels(there):
+            place = settings.data_root / target / f"{split}.csv"
+            raise UserError(f"--eval_split {split} needs a labelled {place}; use --eval_split val.")
     cache = Cache(settings.cache)
     read = partial(read_split, settings, cache)
     wanted, workers = settings.preprocessing, settings.num_workers
@@ -329,8 +330,12 @@ def start_run(
     if again:
         restore(run, load_checkpoint(folder / "last.pt"))
     if settings.freeze:
-        compute = partial(compute_features, run, data, Cache(settings.cache), ranks.main)
+        sample = None if data.sample_is_train else data.target_sample
+        domains = [data.labelled, data.unlabelled, data.labelled_t, data.source_val, data.target_val, sample]
+        compute = partial(compute_features, net, domains, Cache(settings.cache), ranks.main)
         ranks.main_first(compute) if settings.cache else compute()
+        if data.sample_is_train and data.unlabelled:
+            data.target_sample = data.unlabelled.some(SAMPLE_IMAGES)
     if ranks.main and not again:
         run.untrained = copy.deepcopy(net)
         write_json(folder / "args.json", {**run.args, "total_steps": run.total_steps})
@@ -350,17 +355,15 @@ def build_optimizer(net: DANN, mode: str, recipe: Recipe) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 
-def compute_features(run: Run, data: Data, cache: Cache, shown: bool) -> None:
-    """Give every domain the features of the frozen backbone, float32 as in prediction: kept, or of one pass over it."""
-    net, sample = run.net.eval(), None if data.sample_is_train else data.target_sample
-    todo = [data.labelled, data.unlabelled, data.labelled_t, data.source_val, data.target_val, sample]
-    domains = [domain for domain in todo if domain]
+def compute_features(net: DANN, domains: Sequence[Domain | None], cache: Cache, shown: bool) -> None:
+    """Give each domain the features of the frozen backbone, float32 as in prediction: kept, or of one pass over it."""
+    net.eval()
     channels: Any = net.feature_extractor.get_submodule("bottleneck.0").in_features
     body = hashlib.sha256(f"{net.arch} {net.preprocessing} {net.device.type} {torch.__version__}".encode())
     for value in net.feature_extractor[0].state_dict().values():
         body.update(value.cpu().numpy().tobytes())
     alike: dict[Any, list[Domain]] = {}  # by checksums, as train and val may be the same images
-    for domain in domains:
+    for domain in filter(None, domains):
         alike.setdefault(id(domain) if domain.checksums is None else domain.checksums.tobytes(), []).append(domain)
     for same in alike.values():
         names = [f"features-{Path(each.kept).stem}-{body.hexdigest()[:16]}.npy" for each in same if each.kept]
@@ -372,8 +375,6 @@ def compute_features(run: Run, data: Data, cache: Cache, shown: bool) -> None:
         assert isinstance(stored, Tensor)
         for each in same:
             each.features = stored.view(torch.float32).squeeze(2)  # [N, C]
-    if data.sample_is_train and data.unlabelled:
-        data.target_sample = data.unlabelled.some(SAMPLE_IMAGES)
     cache.tell()
 
 
@@ -621,7 +622,7 @@ def finish(
     if measured is None or measured.step != selected["step"]:  # else the last validation was of these weights
         run.predictor.load_state_dict(selected["model"])
         measured = measure(run, data)
-    test = on_test(run, data, settings)
+    once = measured_once(run, data, settings)
     metrics = selected["metrics"]
     after = metrics.get("proxy_a_distance")
     draw_figures(run.folder, log, (settings.target_file, settings.source_file), data, measured)
@@ -637,7 +638,7 @@ def finish(
     predicting = (*run.net.feature_extractor.parameters(), *run.net.label_classifier.parameters())
     result = {
         "target_val_accuracy": metrics["target_val_accuracy"],
-        "target_test_accuracy": test.accuracy if test else None,
+        **{f"target_{split}_accuracy": found.accuracy if found else None for split, found in once.items()},
         "source_val_accuracy": metrics["source_val_accuracy"],
         "scores": {name: metrics.get(name) for name in (*SCORES, *PSEUDO_LABEL_MEASURES)},
         "losses": {name: metrics.get(name) for name in LOGGED},
@@ -653,7 +654,10 @@ def finish(
         "select": settings.select,
         "selected_step": selected["step"],
         "checkpoint": name,
-        "images": {**data.sizes(), "target_test": len(test.probabilities) if test else None},
+        "images": {
+            **data.sizes(),
+            **{f"target_{split}": len(found.probabilities) if found else None for split, found in once.items()},
+        },
         "parameters": sum(parameter.numel() for parameter in predicting),
         "command": command,
         "args": {name: value for name, value in run.args.items() if name != "classes"},
@@ -674,19 +678,23 @@ def next_command(settings: Settings, folder: Path, command: str) -> str:
     return f"python report.py {shlex.quote(str(folder))} --html run.html"
 
 
-def on_test(run: Run, data: Data, settings: Settings) -> Answers | None:
-    """Answers on the target's test split with --eval_split test; its labels are read here, when all is chosen."""
-    if settings.eval_split != "test" or settings.target_file is None:
-        return None
+def measured_once(run: Run, data: Data, settings: Settings) -> dict[str, Answers | None]:
+    """Answers on the split that --eval_split names beside val; its labels are read here, when all is chosen."""
+    found: dict[str, Answers | None] = dict.fromkeys(ONCE)
+    split, target = settings.eval_split, settings.target_file
+    if split == "val" or target is None:
+        return found
     try:
         cache = Cache(settings.cache)
-        test = read_split(settings, cache, settings.target_file, "test", data.classes)
+        labelled = read_split(settings, cache, target, split, data.classes)
         cache.tell()
-        if test is None:
-            raise UserError(f"the test of {settings.data_root / settings.target_file} has no label of a class")
+        if labelled is None:
+            raise UserError(f"the {split} of {settings.data_root / target} has no label of a class")
+        if settings.freeze:
+            compute_features(run.net, [labelled], cache, shown=True)
     except UserError as error:
         raise UserError(f"{str(error).rstrip('.')}; the training is done, and --resume finishes it.") from error
-    return answers(run.predictor, test)
+    return {**found, split: answers(run.predictor, labelled)}
 
 
 def against_source_only(

@@ -1,5 +1,6 @@
 """Training does what the paper says and reads what it may: each known fault of public code has a test here."""
 
+import itertools
 import json
 import re
 import shlex
@@ -27,6 +28,7 @@ from conftest import (
     quick_run,
     same_state,
     same_tensors,
+    stripes,
     write_domain,
 )
 from PIL import Image
@@ -34,6 +36,7 @@ from torch import Tensor
 
 import inference
 import metrics
+import report
 import train
 from config import MODES, RECIPES, Recipe, Settings, read_settings
 from dataset import Batches
@@ -45,6 +48,7 @@ from utils import Ranks, UserError, seed_step
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 CPU = torch.device("cpu")
+FROZEN = ("--arch", "squeezenet1_1", "--weights", "none", "--size", "28", "--freeze")
 
 
 def weights(outcome: dict[str, Any] | Path, name: str = "last.pt") -> dict[str, Tensor]:
@@ -356,19 +360,22 @@ def test_without_eval_split_no_accuracy_on_test_is_measured(dann_run: Path) -> N
     assert result["images"]["target_test"] is None
 
 
+@pytest.mark.parametrize("split", ["test", "train"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_test_labels_change_the_number_on_test_alone(recipe: str, tested_data: Path, tmp_path: Path) -> None:
+def test_labels_of_the_split_measured_once_change_that_number_alone(
+    recipe: str, split: str, tested_data: Path, tmp_path: Path
+) -> None:
     """The same weights, the same choice of a checkpoint, and the same result but for that number."""
-    more = (*ON_TEST, "--recipe", recipe, "--select", "source_val", "--val_period", "3")
+    more = ("--eval_split", split, "--recipe", recipe, "--select", "source_val", "--val_period", "3")
     first = quick_run(tested_data, tmp_path / "a", "dann", "usps", *more)
-    change_csv(tested_data / "usps" / "test.csv", permuted)
+    change_csv(tested_data / "usps" / f"{split}.csv", permuted)
     second = quick_run(tested_data, tmp_path / "b", "dann", "usps", *more)
-    assert first["target_test_accuracy"] != second["target_test_accuracy"]
+    assert first[f"target_{split}_accuracy"] != second[f"target_{split}_accuracy"]
     files = [{file.name for file in Path(each["folder"]).glob("*.pt")} for each in (first, second)]
     assert files[0] == files[1]
     for name in files[0]:
         assert same_tensors(weights(first, name), weights(second, name))
-    timed = {"target_test_accuracy", "folder", "command", "args", "seconds", "images_per_second"}
+    timed = {f"target_{split}_accuracy", "folder", "command", "args", "seconds", "images_per_second"}
     assert all(first[name] == second[name] for name in first.keys() - timed)
 
 
@@ -422,6 +429,28 @@ def test_a_domain_with_a_test_and_no_val_is_source_and_target_and_what_was_not_m
     assert (result["source_val_accuracy"] is None) == (source == "mnist" or mode == "target")
     assert (result["scores"]["entropy"] is None) == (mode == "target" and target == "mnist")
     assert result["images"]["target_test"] == 10
+
+
+@pytest.mark.parametrize(("mode", "more"), [("source", ()), ("dann", FROZEN)])
+def test_a_target_of_class_folders_alone_is_measured_as_a_whole_with_eval_split_train(
+    mode: str, more: tuple[str, ...], tmp_path: Path
+) -> None:
+    """As papers on photos measure it; the oracle is the prediction on that folder."""
+    rng = np.random.default_rng(0)
+    for domain, label, i in itertools.product(("s", "t"), range(3), range(8)):
+        file = tmp_path / "data" / domain / f"class{label}" / f"{domain}{7 * i % 8}_{label}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(stripes(label, rng)).save(file)
+    arguments = ["--data_root", tmp_path / "data", "--source_file", "s", "--target_file", "t", "--train_mode", mode]
+    code, out, _ = ended(train, *arguments, *QUICK, *more, "--eval_split", "train", "--save_dir", tmp_path)
+    result = json.loads((Path(out.splitlines()[-1]) / "result.json").read_text())
+    predicted = ["--test_loc", tmp_path / "data" / "t", "--out_path", tmp_path / "pred.csv"]
+    assert ended(inference, "--checkpoint", out.splitlines()[-1], *predicted)[0] == code == 0
+    answers = pd.read_csv(tmp_path / "pred.csv")
+    share = (answers.image_name.str.split("/").str[0] == answers.label).mean()
+    assert (result["target_train_accuracy"], result["images"]["target_train"]) == (pytest.approx(share), 24)
+    assert f"{share:.4f} ± " in out
+    assert report.compare([Path(out.splitlines()[-1])]).splitlines()[0].split()[1:3] == ["target", "train"]
 
 
 def test_source_mode_never_sees_a_target_image(small_data: Path, tmp_path: Path) -> None:
