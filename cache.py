@@ -26,6 +26,7 @@ from torch import Tensor
 from utils import UserError, atomic_path, note, remove_parts
 
 UNUSED_DAYS = 60
+NAME = re.compile(r"[\w-]+-\d+-[0-9a-f]{8}\.[0-9a-f]{32}(-[0-9a-f]{16})?\.npy")  # of our files, see file_name
 FACTS = np.dtype([("checksum", "<u4"), ("plain", "?")])  # of an image: its CRC-32, and whether it is of one colour
 
 
@@ -145,10 +146,10 @@ class Cache:
                     file.write(images.tobytes())
                 np.lib.format.write_array(file, np.concatenate(facts), allow_pickle=False)
             old = time.time() - UNUSED_DAYS * 24 * 3600
-            for other in self.folder.glob("*.npy"):
+            for other in self.folder.iterdir():
                 with contextlib.suppress(OSError):
                     replaced = other != path and other.name.split(".")[0] == name.split(".")[0]
-                    if replaced or other.stat().st_mtime < old:
+                    if NAME.fullmatch(other.name) and (replaced or other.stat().st_mtime < old):
                         other.unlink()
         except OSError as error:
             note(f"decoded images are not kept, as {self.folder} takes none ({error.strerror}).")

@@ -326,7 +326,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         choices=("val", *ONCE),
         default="val",
         help="split of the target that the reported accuracy is of: val, measured at each validation (default), test, "
-        "or train, all images that `dann` adapts to, as papers on photos measure it (transductive); the labels of "
+        "or train, the images that `dann` adapts to, as papers on photos measure it (transductive); the labels of "
         "these two are read once, at the end, by nothing else",
     )
     run.add_argument(

@@ -185,7 +185,7 @@ def in_words(result: dict[str, Any]) -> list[str]:
     what = {
         "source": f"trained on {source} alone ({labelled})",
         "dann": f"adapted from {source} ({labelled}) to {target} ({images.get('unlabelled_train') or 0:,} images, no "
-        "label read)",
+        "label used)",
         "target": f"trained on the labels of {source} and {target}" if args.get("with_source") else
         f"trained on the labels of {target} ({labelled})",
     }[mode]  # fmt: skip
@@ -218,7 +218,8 @@ def accuracy_in_words(result: dict[str, Any]) -> str:
         accuracy, count = result.get(f"{domain}_{split}_accuracy"), images.get(f"{domain}_{split}")
         if accuracy is not None:
             error = f" ± {math.sqrt(accuracy * (1 - accuracy) / count):.3f} (n = {count:,})" if count else ""
-            found.append(f"{accuracy:.4f}{error} on {args[f'{domain}_file']} {split}")
+            whole = ", all of it" if (domain, split) == ("target", "train") else ""
+            found.append(f"{accuracy:.4f}{error} on {args[f'{domain}_file']} {split}{whole}")
     return (
         f"{', '.join(found)}; {result['checkpoint']} of step {result['selected_step']:,}, --select {result['select']}"
     )
@@ -601,7 +602,7 @@ def build_network(path: Path, checkpoint: dict[str, Any], device: torch.device) 
 
 STEP_FILE = re.compile(r"step\d{7,}\.pt")
 # May differ when a run is resumed. When it validates does not touch the weights, only what --select chooses from.
-IRRELEVANT = {"num_workers", "save_dir", "data_root", "run_name", "device", "tensorboard"}
+IRRELEVANT = {"eval_split", "num_workers", "save_dir", "data_root", "run_name", "device", "tensorboard"}
 
 
 def check_same_run(folder: Path, now: dict[str, Any]) -> None:

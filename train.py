@@ -28,7 +28,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,16 @@ from backbones import backbone, width
 from cache import NO_CACHE, Cache
 from config import Recipe, Settings, read_settings
 from dataset import Batches, Domain, as_input, read_domain, some_rows
-from listing import Listing, NoClasses, class_names, domain_folder, list_split, may_have_labels, of_known_classes
+from listing import (
+    Listing,
+    NoClasses,
+    class_names,
+    domain_folder,
+    encode_labels,
+    list_split,
+    may_have_labels,
+    of_known_classes,
+)
 from losses import LOGGED, PSEUDO_LABEL_MEASURES, ClassPriors, Objective, Teacher, entropy, ramp, total
 from metrics import (
     MINIMUM,
@@ -208,7 +217,7 @@ def load_data(settings: Settings) -> Data:
     """Read the images that the mode needs, and no label that it must not see; UserError for what is missing."""
     mode, source, target = settings.train_mode, settings.source_file, settings.target_file
     if (
-        (mode == "dann" or settings.with_source)
+        (mode == "dann" or settings.with_source or settings.eval_split == "train")
         and target
         and domain_folder(settings.data_root, source).samefile(domain_folder(settings.data_root, target))
     ):
@@ -224,7 +233,7 @@ def load_data(settings: Settings) -> Data:
         there = list_split(settings.data_root, target, split, with_labels=False)
         if there is None or not may_have_labels(there):
             place = settings.data_root / target / f"{split}.csv"
-            raise UserError(f"--eval_split {split} needs a labelled {place}; use --eval_split val.")
+            raise UserError(f"--eval_split {split} needs a labelled {place}, or class folders; use --eval_split val.")
     cache = Cache(settings.cache)
     read = partial(read_split, settings, cache)
     wanted, workers = settings.preprocessing, settings.num_workers
@@ -265,6 +274,17 @@ def read_split(
     settings: Settings, cache: Cache, domain: str, split: str, classes: list[str] | None, limit: int | None = None
 ) -> Domain | None:
     """A split, or some `limit` of its images, with labels of `classes` where given; None without it or these."""
+    found = list_to_measure(settings, domain, split, classes)
+    if found is None:
+        return None
+    if limit:
+        found, cache = found.of(some_rows(len(found.names), limit)), NO_CACHE
+    label, wanted = f"read {domain} {split}", settings.preprocessing
+    return read_domain(found, classes, settings.size, settings.num_workers, label, cache, wanted)
+
+
+def list_to_measure(settings: Settings, domain: str, split: str, classes: list[str] | None) -> Listing | None:
+    """The listing of a split, with labels of `classes` where given; None without it or these."""
     foreign = settings.train_mode != "target" and domain != settings.source_file  # its folders may sort by anything
     try:
         found = list_split(settings.data_root, domain, split, with_labels=classes is not None)
@@ -275,12 +295,7 @@ def read_split(
         return None
     if found and classes and foreign:
         found = of_known_classes(found, classes)
-    if found is None or (classes and found.labels is None):
-        return None
-    if limit:
-        found, cache = found.of(some_rows(len(found.names), limit)), NO_CACHE
-    label, wanted = f"read {domain} {split}", settings.preprocessing
-    return read_domain(found, classes, settings.size, settings.num_workers, label, cache, wanted)
+    return None if found and classes and found.labels is None else found
 
 
 # Network
@@ -330,12 +345,8 @@ def start_run(
     if again:
         restore(run, load_checkpoint(folder / "last.pt"))
     if settings.freeze:
-        sample = None if data.sample_is_train else data.target_sample
-        domains = [data.labelled, data.unlabelled, data.labelled_t, data.source_val, data.target_val, sample]
-        compute = partial(compute_features, net, domains, Cache(settings.cache), ranks.main)
+        compute = partial(compute_features, run, data, Cache(settings.cache), ranks.main)
         ranks.main_first(compute) if settings.cache else compute()
-        if data.sample_is_train and data.unlabelled:
-            data.target_sample = data.unlabelled.some(SAMPLE_IMAGES)
     if ranks.main and not again:
         run.untrained = copy.deepcopy(net)
         write_json(folder / "args.json", {**run.args, "total_steps": run.total_steps})
@@ -355,15 +366,17 @@ def build_optimizer(net: DANN, mode: str, recipe: Recipe) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 
-def compute_features(net: DANN, domains: Sequence[Domain | None], cache: Cache, shown: bool) -> None:
-    """Give each domain the features of the frozen backbone, float32 as in prediction: kept, or of one pass over it."""
-    net.eval()
+def compute_features(run: Run, data: Data, cache: Cache, shown: bool) -> None:
+    """Give every domain the features of the frozen backbone, float32 as in prediction: kept, or of one pass over it."""
+    net, sample = run.net.eval(), None if data.sample_is_train else data.target_sample
+    todo = [data.labelled, data.unlabelled, data.labelled_t, data.source_val, data.target_val, sample]
+    domains = [domain for domain in todo if domain]
     channels: Any = net.feature_extractor.get_submodule("bottleneck.0").in_features
     body = hashlib.sha256(f"{net.arch} {net.preprocessing} {net.device.type} {torch.__version__}".encode())
     for value in net.feature_extractor[0].state_dict().values():
         body.update(value.cpu().numpy().tobytes())
     alike: dict[Any, list[Domain]] = {}  # by checksums, as train and val may be the same images
-    for domain in filter(None, domains):
+    for domain in domains:
         alike.setdefault(id(domain) if domain.checksums is None else domain.checksums.tobytes(), []).append(domain)
     for same in alike.values():
         names = [f"features-{Path(each.kept).stem}-{body.hexdigest()[:16]}.npy" for each in same if each.kept]
@@ -375,6 +388,8 @@ def compute_features(net: DANN, domains: Sequence[Domain | None], cache: Cache, 
         assert isinstance(stored, Tensor)
         for each in same:
             each.features = stored.view(torch.float32).squeeze(2)  # [N, C]
+    if data.sample_is_train and data.unlabelled:
+        data.target_sample = data.unlabelled.some(SAMPLE_IMAGES)
     cache.tell()
 
 
@@ -685,16 +700,34 @@ def measured_once(run: Run, data: Data, settings: Settings) -> dict[str, Answers
     if split == "val" or target is None:
         return found
     try:
-        cache = Cache(settings.cache)
-        labelled = read_split(settings, cache, target, split, data.classes)
-        cache.tell()
-        if labelled is None:
-            raise UserError(f"the {split} of {settings.data_root / target} has no label of a class")
-        if settings.freeze:
-            compute_features(run.net, [labelled], cache, shown=True)
+        if split == "train" and data.unlabelled:
+            found[split] = with_labels_of_train(run, data.unlabelled, settings, target, data.classes)
+        else:
+            cache = Cache(settings.cache)
+            found[split] = answers(run.predictor, read_split(settings, cache, target, split, data.classes))
+            cache.tell()
+        if found[split] is None:
+            raise UserError(f"the {split} split of {settings.data_root / target} has no label of a class")
     except UserError as error:
-        raise UserError(f"{str(error).rstrip('.')}; the training is done, and --resume finishes it.") from error
-    return {**found, split: answers(run.predictor, labelled)}
+        raise UserError(
+            f"{str(error).rstrip('.')}; the training is done, and --resume finishes it, with --eval_split val without "
+            "this number."
+        ) from error
+    return found
+
+
+def with_labels_of_train(
+    run: Run, unlabelled: Domain, settings: Settings, target: str, classes: list[str]
+) -> Answers | None:
+    """Answers on the images of the target's train that have a label of a class: they have been read without any."""
+    listing, every = list_to_measure(settings, target, "train", classes), answers(run.predictor, unlabelled)
+    labels = encode_labels(listing, classes) if listing else None
+    if listing is None or labels is None or every is None:
+        return None
+    row = {name: i for i, name in enumerate(unlabelled.names)}  # whose order goes without labels
+    rows = [row[name] for name in listing.names]
+    probabilities = every.probabilities[rows]
+    return Answers(every.features[rows], probabilities, probabilities.argmax(1) == labels)
 
 
 def against_source_only(

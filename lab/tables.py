@@ -322,7 +322,7 @@ def mean_over_pairs(column: dict[str, list[Result]]) -> str:
     for run in chain(*column.values()):
         by_seed[run["seed"]].append(accuracy(run))
     whole = [statistics.mean(values) for values in by_seed.values() if len(values) == len(column)]
-    return f"{spread(whole)} ({len(whole)} seeds)"
+    return f"{spread(whole)} ({len(whole)} seed{'s' * (len(whole) != 1)})"
 
 
 def photos_block(folder: Path, kinds: dict[str, str] = ON_PHOTOS) -> list[str]:
@@ -339,7 +339,8 @@ def photos_mean_block(folder: Path) -> list[str]:
     """The means over the pairs alone, of adaptation and of what it is held against."""
     kinds = {words: ON_PHOTOS[words] for words in ("`source`", "DANN alone", "`dann`")}
     found = on_photos(folder, kinds)
-    return table(["runs", *found], [["photos, mean of 12 pairs", *map(mean_over_pairs, found.values())]])
+    pairs = len(next(iter(found.values()), ()))
+    return table(["runs", *found], [[f"photos, mean of {pairs} pairs", *map(mean_over_pairs, found.values())]])
 
 
 def spread_of(results: list[Result]) -> str:

@@ -405,6 +405,33 @@ def test_a_test_split_that_cannot_be_scored_is_named_and_the_trained_run_is_fini
     assert finished["target_test_accuracy"] == again["target_test_accuracy"]
 
 
+def test_a_run_whose_train_cannot_be_scored_is_finished_without_that_number(tested_data: Path, tmp_path: Path) -> None:
+    """Some labels are missing, as of a target of which fifty images have one."""
+    change_csv(tested_data / "usps" / "train.csv", lambda table: table.assign(label=[1, *[""] * (len(table) - 1)]))
+    arguments = ["--data_root", tested_data, "--train_mode", "dann", "--target_file", "usps", "--save_dir", tmp_path]
+    arguments += ["--run_name", "run", *QUICK, "--eval_split"]
+    code, _, errors = ended(train, *arguments, "train")
+    assert (code, "row 3" in errors, "--eval_split val" in errors) == (2, True, True)
+    assert ended(train, *arguments, "val", "--resume")[0] == 0
+    finished = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (finished["target_train_accuracy"], finished["target_val_accuracy"] is None) == (None, False)
+
+
+def test_the_source_is_no_target_whose_train_is_new_to_the_run(tested_data: Path, tmp_path: Path) -> None:
+    arguments = [
+        "--data_root",
+        tested_data,
+        "--train_mode",
+        "source",
+        "--target_file",
+        "mnistm",
+        "--save_dir",
+        tmp_path,
+    ]
+    code, _, errors = ended(train, *arguments, *QUICK, "--eval_split", "train")
+    assert (code, "--target_file" in errors) == (2, True)
+
+
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda file: change_csv(file, lambda table: table[["image_name"]])])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_target_without_a_labelled_test_is_refused_before_training(
