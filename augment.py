@@ -42,7 +42,12 @@ def warp(
         across, down = (cubic(side, x.device) for side in (x.shape[3], x.shape[2]))
         field = down @ uniform(x, -bend, bend, 2, 4, 4) @ across.T  # [B, 2, H, W]
         grid = grid + field.permute(0, 2, 3, 1)
-    if x.device.type == "mps":  # not every version has reflection there
+    return sample(x, grid)
+
+
+def sample(x: Tensor, grid: Tensor) -> Tensor:
+    """Images [B, C, H, W] at places [B, H, W, 2], -1..1 from border to border, mirrored beyond."""
+    if x.device.type == "mps":  # not every version has a padding but zeros there
         return F.grid_sample(x, reflected(grid, x.shape[3], x.shape[2]), mode="bilinear", align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
@@ -101,8 +106,7 @@ def random_crop(x: Tensor, smallest: float = 0.3, stretch: float = 0.14) -> Tens
     sides = torch.stack([side * ratio.exp(), side * (-ratio).exp()], 1).clamp(max=1)  # [B, 2], width and height
     middle = uniform(x, -1, 1, 2) * (1 - sides)
     theta = torch.cat([torch.diag_embed(sides), middle[:, :, None]], 2)  # [B, 2, 3]
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sample(x, F.affine_grid(theta, list(x.shape), align_corners=False))
 
 
 def mirrored(x: Tensor, share: float = 0.5) -> Tensor:

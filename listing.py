@@ -227,11 +227,6 @@ def has_list(folder: Path) -> bool:
     return any(split_csv(folder, split) for split in SPLITS)
 
 
-def holds_image(folder: Path) -> bool:
-    """Whether there is an image below a folder: annotations beside splits are no class."""
-    return any(is_image(path) for path, _ in walk(folder))
-
-
 def split_folders(folder: Path, classes: bool) -> dict[str, Path]:
     """The folders of a domain that are its splits, by split; empty where its folders are classes, or anything.
 
@@ -242,7 +237,12 @@ def split_folders(folder: Path, classes: bool) -> dict[str, Path]:
     inside = [each for each in subfolders(folder) if not (each.name == "data" and has_list(folder))]
     splits = called_as_splits(inside)
     found = dict(splits)
-    others = [each.name for each in inside if each not in found.values() and (len(found) < 2 or holds_image(each))]
+    others = [
+        each.name
+        for each in inside
+        if each not in found.values()  # annotations beside splits are no class
+        and (len(found) < 2 or any(is_image(path) for path, _ in walk(each)))
+    ]
     if len(found) < len(splits):
         twice = [each.name for split, each in splits if Counter(s for s, _ in splits)[split] > 1]
         raise UserError(f"{folder} holds {' and '.join(twice)}, which are the same split; keep one, or merge them.")

@@ -92,23 +92,7 @@ def accuracy_of(found: Answers | None) -> float | None:
 # The distance of the domains
 
 
-@dataclass
-class Features:
-    """Features of a set [N, F], none without a set, computed for the rows that are asked for alone."""
-
-    net: DANN
-    data: Domain | None
-    domain: int | None = None
-
-    def __len__(self) -> int:
-        return len(self.data) if self.data else 0
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        assert self.data is not None
-        return predict(self.net, self.data.inputs[rows], domain=self.domain)[0]
-
-
-def domain_distance(features_s: Tensor | Features, features_t: Tensor | Features) -> float | None:
+def domain_distance(features_s: Tensor, features_t: Tensor) -> float | None:
     """Proxy A-distance: how well a linear classifier tells two domains apart, 2 (1 - 2 err), 0 not at all, 2 perfectly.
 
     features_s [N, F], features_t [M, F]: of held-out images; err is the share on which tell_apart is wrong. Chance can
@@ -126,9 +110,7 @@ def distance_of(p_target: Tensor) -> float:
     return 2.0 * (2.0 * right.double().mean().item() - 1.0)
 
 
-def tell_apart(
-    features_s: Tensor | Features, features_t: Tensor | Features, limit: int = 2000
-) -> tuple[Tensor, Tensor]:
+def tell_apart(features_s: Tensor, features_t: Tensor, limit: int = 2000) -> tuple[Tensor, Tensor]:
     """How likely images are of the target by their features, and which of the source were asked about.
 
     features_s [N, F], features_t [M, F]; as many of each are drawn, n of `limit` at most. Returns float64 [2n], of the
@@ -372,15 +354,16 @@ def idle_adversary(
             "the domain classifier never told the domains apart (L_d stayed at log 2 = 0.693): either they are alike"
             f"{distances}, or it does not learn; compare a run with a lower --lambda_max."
         )
-    elif len(lines) > 2 and all(stands_still(line, guess) for line in lines[len(lines) // 2 :]):
+    elif (
+        len(lines) > 2
+        and all(  # it answers as if it saw nothing
+            abs(line["L_d"] - guess) < 0.001 and abs((line.get("domain_accuracy") or 0.5) - 0.5) < 0.005
+            for line in lines[len(lines) // 2 :]
+        )
+    ):
         found.append(
             "the domain classifier no longer tells the domains apart (L_d is log 2 = 0.693 and its accuracy one half "
             f"since the middle of the run): either they are alike now{distances}, or it has stopped learning; compare "
             "a run with a lower --lambda_max."
         )
     return found
-
-
-def stands_still(line: dict[str, Any], guess: float) -> bool:
-    """Whether the domain classifier of a line answers as if it saw nothing."""
-    return abs(line["L_d"] - guess) < 0.001 and abs((line.get("domain_accuracy") or 0.5) - 0.5) < 0.005

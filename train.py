@@ -60,7 +60,6 @@ from metrics import (
     SCORES,
     VALIDATORS,
     Answers,
-    Features,
     accuracy_of,
     answers,
     changed_answers,
@@ -587,10 +586,11 @@ def validate(
     if run.teacher:
         run.teacher.measure_source(batch_s(step)[0] for step in range(max(0, run.step - SOURCE_BATCHES), run.step))
     if run.untrained:
-        f_s = Features(run.untrained, data.source_val, SOURCE)
-        f_t = Features(run.untrained, data.on_target)
-        run.distance_before, run.untrained = domain_distance(f_s, f_t), None
-    measured = measure(run, data, in_full)
+        sides = ((data.source_val, SOURCE), (data.on_target, None))
+        rows = [(side.inputs[some_rows(len(side), SAMPLE_IMAGES)], domain) for side, domain in sides if side]
+        f = [predict(run.untrained, images, domain=domain)[0] for images, domain in rows]  # [n, F] each
+        run.distance_before, run.untrained = domain_distance(*f) if len(f) == 2 else None, None
+    measured, priors = measure(run, data, in_full), run.priors
     target, images = measured.target, data.on_target
     scores = validation_scores(run.predictor, images.inputs, target, measured.source_val) if target and images else {}
     return measured, {
@@ -601,16 +601,9 @@ def validate(
         "target_val_accuracy": accuracy_of(measured.target_val),
         **{name: scores.get(name) for name in (*SCORES, "proxy_a_distance")},
         "top_class_share": top_class_share(target.probabilities) if target else None,
-        "target_priors": estimated_priors(run),
+        "target_priors": [round(share, 5) for share in priors.target.tolist()] if priors and priors.estimated else None,
         "images_per_second": round(run.images_seen / run.training_seconds, 1),
     }
-
-
-def estimated_priors(run: Run) -> list[float] | None:
-    """The target's class priors [K] as estimated, None where they are not."""
-    if run.priors is None or not run.priors.estimated:
-        return None
-    return [round(share, 5) for share in run.priors.target.tolist()]
 
 
 def summary(line: dict[str, Any], total_steps: int) -> str:

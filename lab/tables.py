@@ -1,4 +1,4 @@
-"""Rebuild the tables of the pages and the scores' figure from results/.
+"""Rebuild the tables of the pages from results/.
 
     python lab/tables.py             # README.md, ADAPTATION.md, lab/README.md
                                      # and tests/README.md
@@ -331,7 +331,7 @@ def photos_block(folder: Path, kinds: dict[str, str] = ON_PHOTOS) -> list[str]:
     rows = []
     for pair in next(iter(found.values()), {}):
         each = [column[pair] for column in found.values()]
-        rows.append([pair, f"{size(next(filter(None, each))[0]):,}", *map(spread_of, each)])
+        rows.append([pair, f"{size(next(filter(None, each))[0]):,}", *(spread(map(accuracy, runs)) for runs in each)])
     return table(["pair", "n", *found], [*rows, ["**mean**", "", *map(mean_over_pairs, found.values())]])
 
 
@@ -341,10 +341,6 @@ def photos_mean_block(folder: Path) -> list[str]:
     found = on_photos(folder, kinds)
     pairs = len(next(iter(found.values()), ()))
     return table(["runs", *found], [[f"photos, mean of {pairs} pairs", *map(mean_over_pairs, found.values())]])
-
-
-def spread_of(results: list[Result]) -> str:
-    return spread(map(accuracy, results))
 
 
 # Block scores

@@ -13,7 +13,6 @@ from dataset import Domain
 from metrics import (
     SCORES,
     Answers,
-    Features,
     accuracy_of,
     answer_scores,
     answers,
@@ -57,7 +56,7 @@ def test_accuracy_is_the_share_of_right_answers_in_evaluation_mode() -> None:
 
 def test_what_was_not_measured_is_none() -> None:
     net, domain = DANN(), small_domain()
-    enough, few = Features(net, domain), Features(net, small_domain(5))
+    enough, few = (predict(net, each.images)[0] for each in (domain, small_domain(5)))
     assert accuracy_of(answers(net, None)) is None
     assert accuracy_of(answers(net, Domain(domain.images, None, domain.names))) is None
     assert domain_distance(few, enough) is None

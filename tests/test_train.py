@@ -41,7 +41,7 @@ import train
 from config import MODES, RECIPES, Recipe, Settings, read_settings
 from dataset import Batches
 from listing import list_split
-from metrics import SCORES, VALIDATORS, Features, domain_distance
+from metrics import SCORES, VALIDATORS, domain_distance, predict
 from model import DANN, SOURCE, TARGET, lambda_schedule, one_cycle
 from runs import Run, build_network, in_words, load_checkpoint, locked, read_metrics
 from utils import Ranks, UserError, seed_step
@@ -54,6 +54,13 @@ FROZEN = ("--arch", "squeezenet1_1", "--weights", "none", "--size", "28", "--fre
 def weights(outcome: dict[str, Any] | Path, name: str = "last.pt") -> dict[str, Tensor]:
     folder = outcome if isinstance(outcome, Path) else Path(outcome["folder"])
     return load_checkpoint(folder / name)["model"]
+
+
+def features_of_val(net: DANN, data: train.Data) -> tuple[Tensor, Tensor]:
+    """Of the source and of the target, [N, F] each."""
+    assert data.source_val
+    assert data.target_val
+    return predict(net, data.source_val.inputs, domain=SOURCE)[0], predict(net, data.target_val.inputs)[0]
 
 
 def uncounted(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -924,7 +931,7 @@ def test_the_result_is_of_the_checkpoint_that_select_names_and_the_best_k_are_ke
     assert selected["step"] == step
     net, _ = build_network(folder, selected, CPU)
     data = train.load_data(settings(small_data))
-    distance = domain_distance(Features(net, data.source_val, SOURCE), Features(net, data.target_val))
+    distance = domain_distance(*features_of_val(net, data))
     assert outcome["proxy_a_distance"]["trained"] == distance
 
 
@@ -973,8 +980,7 @@ def test_the_result_is_of_the_whole_source_val_and_only_lines_that_nothing_is_ch
 
     monkeypatch.setattr(metrics, "predict", watched)
     quick_run(small_data, tmp_path, "source", "usps", "--select", select, "--val_period", "4")
-    validations = [count for count in asked if count][1:]  # behind the untrained network
-    assert validations[:3] == ([7, 7, 20] if select == "last" else [20, 20, 20])
+    assert [count for count in asked if count][:3] == ([7, 7, 20] if select == "last" else [20, 20, 20])
 
 
 def test_the_distance_before_is_that_of_the_untrained_network_also_after_a_resume(
@@ -984,7 +990,7 @@ def test_the_distance_before_is_that_of_the_untrained_network_also_after_a_resum
     quick = settings(small_data)
     data = train.load_data(quick)
     net = train.start_run(quick, tmp_path, data, CPU, Ranks(rank=1)).net
-    wanted = domain_distance(Features(net, data.source_val, SOURCE), Features(net, data.target_val))
+    wanted = domain_distance(*features_of_val(net, data))
     with ctrl_c_in_step(8):
         quick_run(small_data, tmp_path, "dann", "usps", "--run_name", "run")
     outcome = quick_run(small_data, tmp_path, "dann", "usps", "--run_name", "run", "--resume")
