@@ -30,7 +30,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 class Data:
     """What a mode reads: `labelled` trains G_y, `unlabelled` (dann only) has no label, the rest is for measuring.
 
-    target_sample: of a target without a labelled val set, images on which what needs no label is measured.
+    target_sample: of a target without a labelled val set, images on which what needs no label is measured; None where
+    they are of `unlabelled`.
     labelled_t: what trains G_y besides, of the target (target --with_source only).
     """
 
@@ -181,12 +182,12 @@ class Data:
     target_val: Domain | None
     target_sample: Domain | None
     labelled_t: Domain | None = None
-    sample_is_train: bool = False  # whether target_sample is of `unlabelled`
 
-    @property
+    @cached_property
     def on_target(self) -> Domain | None:
-        """The images of the target on which what needs no label is measured."""
-        return self.target_val or self.target_sample
+        """The images of the target on which what needs no label is measured, with features once they have them."""
+        found = self.target_val or self.target_sample
+        return self.unlabelled.some(SAMPLE_IMAGES) if not found and self.unlabelled else found
 
     def sizes(self) -> dict[str, int | None]:
         """Images by what they are for, None for what was not read."""
@@ -244,21 +245,21 @@ def load_data(settings: Settings) -> Data:
         labelled_t = in_full(to_train_on(settings, target), classes, label=f"read {target} train")
     source_val = read(source, "val", classes) if reads_source else None
     target_val = read(target, "val", classes) if target else None
-    sample, of_train = None, False
+    sample = None
     if target and target_val is None and mode != "target":
         sample = read(target, "val", None, SAMPLE_IMAGES)
-        if sample is None:
-            of_train = unlabelled is not None
-            sample = unlabelled.some(SAMPLE_IMAGES) if unlabelled else read(target, "train", None, SAMPLE_IMAGES)
+        if sample is None and unlabelled is None:
+            sample = read(target, "train", None, SAMPLE_IMAGES)
     cache.tell()
-    data = Data(classes, labelled, unlabelled, source_val, target_val, sample, labelled_t, of_train)
+    data = Data(classes, labelled, unlabelled, source_val, target_val, sample, labelled_t)
     refuse_selection(settings, data)
     return data
 
 
 def refuse_selection(settings: Settings, data: Data) -> None:
     """UserError where what --select goes by cannot be measured."""
-    select, source_val, on_target = settings.select, data.source_val, data.on_target
+    select, source_val = settings.select, data.source_val
+    on_target = data.target_val or data.target_sample or data.unlabelled
     weighed = source_val if source_val and on_target and min(len(source_val), len(on_target)) >= MINIMUM else None
     needed = {"source_val": source_val, "target_val": data.target_val, **dict.fromkeys(VALIDATORS, on_target)}
     needed["iw"] = weighed
@@ -367,9 +368,8 @@ def build_optimizer(net: DANN, mode: str, recipe: Recipe) -> torch.optim.Optimiz
 
 def compute_features(run: Run, data: Data, cache: Cache, shown: bool) -> None:
     """Give every domain the features of the frozen backbone, float32 as in prediction: kept, or of one pass over it."""
-    net, sample = run.net.eval(), None if data.sample_is_train else data.target_sample
-    todo = [data.labelled, data.unlabelled, data.labelled_t, data.source_val, data.target_val, sample]
-    domains = [domain for domain in todo if domain]
+    net, measured_on = run.net.eval(), (data.source_val, data.target_val, data.target_sample)
+    domains = [domain for domain in (data.labelled, data.unlabelled, data.labelled_t, *measured_on) if domain]
     channels: Any = net.feature_extractor.get_submodule("bottleneck.0").in_features
     body = hashlib.sha256(f"{net.arch} {net.preprocessing} {net.device.type} {torch.__version__}".encode())
     for value in net.feature_extractor[0].state_dict().values():
@@ -387,8 +387,6 @@ def compute_features(run: Run, data: Data, cache: Cache, shown: bool) -> None:
         assert isinstance(stored, Tensor)
         for each in same:
             each.features = stored.view(torch.float32).squeeze(2)  # [N, C]
-    if data.sample_is_train and data.unlabelled:
-        data.target_sample = data.unlabelled.some(SAMPLE_IMAGES)
     cache.tell()
 
 
@@ -570,7 +568,7 @@ def measure(run: Run, data: Data, in_full: bool = True) -> Measured:
     if source_val and source_val.features is None and not in_full:
         source_val = source_val.some(SAMPLE_IMAGES)
     target_val = answers(run.predictor, data.target_val)
-    target = target_val or answers(run.predictor, data.target_sample)
+    target = target_val or answers(run.predictor, data.on_target)
     return Measured(run.step, answers(run.predictor, source_val, SOURCE), target_val, target)
 
 

@@ -562,7 +562,7 @@ def test_source_and_dann_measure_an_unlabelled_target_on_the_same_images_spread_
     shutil.copytree(small_data / "usps" / "data", measured)
     if with_val:
         shutil.copytree(small_data / "svhn" / "data", tmp_path / "photos" / "train")
-    first, second = (train.load_data(settings(tmp_path, mode, "photos")).target_sample for mode in ("source", "dann"))
+    first, second = (train.load_data(settings(tmp_path, mode, "photos")).on_target for mode in ("source", "dann"))
     assert first is not None
     assert second is not None
     assert torch.equal(first.images[:], second.images[:])
