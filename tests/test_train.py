@@ -386,13 +386,17 @@ def test_labels_of_the_split_measured_once_change_that_number_alone(
     assert all(first[name] == second[name] for name in first.keys() - timed)
 
 
-def test_no_test_label_is_read_before_the_last_step(tested_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_no_label_of_the_split_measured_once_is_read_before_the_last_step(
+    split: str, tested_data: Path, tmp_path: Path
+) -> None:
     """Until then there are none, and the classes that it has are none of the source's."""
-    file = tested_data / "usps" / "test.csv"
+    file = tested_data / "usps" / f"{split}.csv"
     labelled = file.read_bytes()
     change_csv(file, lambda table: table.assign(label="?"))
     with in_step(12, lambda: file.write_bytes(labelled)):
-        assert quick_run(tested_data, tmp_path, "dann", "usps", *ON_TEST)["target_test_accuracy"] is not None
+        outcome = quick_run(tested_data, tmp_path, "dann", "usps", "--eval_split", split)
+    assert outcome[f"target_{split}_accuracy"] is not None
 
 
 def test_a_test_split_that_cannot_be_scored_is_named_and_the_trained_run_is_finished_with_resume(
