@@ -584,10 +584,12 @@ def validate(
     if run.teacher:
         run.teacher.measure_source(batch_s(step)[0] for step in range(max(0, run.step - SOURCE_BATCHES), run.step))
     if run.untrained:
-        sides = ((data.source_val, SOURCE), (data.on_target, None))
-        rows = [(side.inputs[some_rows(len(side), SAMPLE_IMAGES)], domain) for side, domain in sides if side]
-        f = [predict(run.untrained, images, domain=domain)[0] for images, domain in rows]  # [n, F] each
-        run.distance_before, run.untrained = domain_distance(*f) if len(f) == 2 else None, None
+        if (source := data.source_val) and (on_target := data.on_target):
+            n = min(len(source), len(on_target), SAMPLE_IMAGES)
+            x_s, x_t = (side.inputs[some_rows(len(side), n)] for side in (source, on_target))
+            f_s, f_t = predict(run.untrained, x_s, domain=SOURCE)[0], predict(run.untrained, x_t)[0]  # [n, F] each
+            run.distance_before = domain_distance(f_s, f_t)
+        run.untrained = None
     measured, priors = measure(run, data, in_full), run.priors
     target, images = measured.target, data.on_target
     scores = validation_scores(run.predictor, images.inputs, target, measured.source_val) if target and images else {}
@@ -711,11 +713,15 @@ def with_labels_of_train(
     run: Run, unlabelled: Domain, settings: Settings, target: str, classes: list[str]
 ) -> Answers | None:
     """Answers on the images of the target's train that have a label of a class: they have been read without any."""
-    listing, every = list_to_measure(settings, target, "train", classes), answers(run.predictor, unlabelled)
-    labels = encode_labels(listing, classes) if listing else None
-    if listing is None or labels is None or every is None:
-        return None
+    listing = list_to_measure(settings, target, "train", classes)
     row = {name: i for i, name in enumerate(unlabelled.names)}  # whose order goes without labels
+    read = [i for i, name in enumerate(listing.names) if name in row] if listing else []  # others have come since
+    if listing is None or not read:
+        return None
+    listing = listing.of(read)
+    labels, every = encode_labels(listing, classes), answers(run.predictor, unlabelled)
+    assert every
+    assert labels is not None
     rows = [row[name] for name in listing.names]
     probabilities = every.probabilities[rows]
     return Answers(every.features[rows], probabilities, probabilities.argmax(1) == labels)

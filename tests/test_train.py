@@ -428,6 +428,19 @@ def test_a_run_whose_train_cannot_be_scored_is_finished_without_that_number(test
     assert (finished["target_train_accuracy"], finished["target_val_accuracy"] is None) == (None, False)
 
 
+def test_an_image_that_comes_to_the_target_while_training_is_not_measured_on(tested_data: Path, tmp_path: Path) -> None:
+    home, file = tested_data / "usps" / "data", tested_data / "usps" / "train.csv"
+    before = len(pd.read_csv(file))
+
+    def add() -> None:
+        shutil.copy(next(home.iterdir()), home / "new.png")
+        file.write_text(file.read_text() + "new.png,1\n")
+
+    with in_step(12, add):
+        outcome = quick_run(tested_data, tmp_path, "dann", "usps", "--eval_split", "train")
+    assert (outcome["images"]["target_train"], len(pd.read_csv(file))) == (before, before + 1)
+
+
 def test_the_source_is_no_target_whose_train_is_new_to_the_run(tested_data: Path, tmp_path: Path) -> None:
     arguments = [
         "--data_root",
