@@ -33,6 +33,7 @@ class Recipe:
     momentum: float | None = None  # of SGD, with the paper's learning rate; None: AdamW, with a one-cycle rate
     weight_d: float = 1.0  # of L_d, a mean over both domains; 2: the paper's sum of a mean per domain
     norm: str = "domain"  # the BatchNorm of G_f, see DANN
+    steps_a_class: int = 0  # where that is more than `steps`
 
     def learning_rate(self, p: float) -> float:
         """At progress `p` in 0..1."""
@@ -59,7 +60,9 @@ WHOLE = {
     "tuned": {"steps": {"source": 500, "dann": 1000, "target": 500}, **ALL_WHOLE},
     "strong": {"steps": {"source": 1000, "dann": 2000, "target": 1000}, **ALL_WHOLE},
 }
-FROZEN = {"tuned": {"steps": dict.fromkeys(MODES, 300), "batch_size": 64, "lr": 2e-3, "lambda_max": 0.05}}
+FROZEN = {
+    "tuned": {"steps": dict.fromkeys(MODES, 300), "steps_a_class": 15, "batch_size": 64, "lr": 2e-3, "lambda_max": 0.05}
+}
 # The parts that a mode can have: labels alone need no adaptation, and a target has surroundings of its own.
 PARTS_OF_MODE = {"source": {"augmentation", "distractors"}, "dann": set(PARTS), "target": {"augmentation"}}
 
@@ -111,11 +114,12 @@ class Settings:
         flags |= {"batch_size": self.values.batch_size, "learning_rate": self.values.lr, "without": list(self.without)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
 
-    def total_steps(self, labelled: int) -> int:
+    def total_steps(self, labelled: int, classes: int) -> int:
         """Length of the run; -ep counts passes over the `labelled` images."""
         if self.epochs and not self.max_steps:
             return max(1, round(self.epochs * labelled / self.values.batch_size))
-        return self.max_steps or self.values.steps["source" if self.with_source else self.train_mode]
+        usual = self.values.steps["source" if self.with_source else self.train_mode]
+        return self.max_steps or max(usual, self.values.steps_a_class * classes)
 
     def views_of(self, classes: list[str]) -> str:
         """The kind of views: what --views says, else by the names of the classes."""

@@ -132,7 +132,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         claim = claimed(settings.save_dir, settings.run_name, settings.resume, settings.numbered)
         folder = ranks.from_main(partial(held.enter_context, claim))
         if settings.resume and (folder / "args.json").exists():
-            steps = {} if settings.epochs else {"total_steps": settings.total_steps(1)}
+            classes = read_json(folder / "args.json", classes=list)["classes"]
+            steps = {} if settings.epochs else {"total_steps": settings.total_steps(1, len(classes))}
             check_same_run(folder, settings.plain() | steps)
         if settings.resume and (folder / "result.json").exists():
             result = read_json(folder / "result.json")
@@ -332,7 +333,7 @@ def start_run(
         {**settings.plain(), "views": settings.views_of(data.classes), "classes": data.classes},
         net,
         optimizer,
-        settings.total_steps(len(data.labelled)),
+        settings.total_steps(len(data.labelled), len(data.classes)),
         teacher=Teacher(net, recipe.ema_decay, recipe.threshold) if "teacher" in recipe.parts else None,
         fingerprint=fingerprint((data.labelled, data.unlabelled, data.labelled_t)),
         precision=choose_precision(settings.precision, device),

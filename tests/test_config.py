@@ -136,16 +136,22 @@ def test_the_views_go_by_the_classes_unless_they_are_chosen(
 
 
 def test_length_is_that_of_the_recipe_then_passes_over_the_labelled_domain_then_steps() -> None:
-    assert settings().total_steps(40) == RECIPES["tuned"].steps["dann"]
-    assert settings("-ep", "2", "-bs", "8").total_steps(40) == 10
-    assert settings("-ep", "2", "-bs", "8", "--max_steps", "3").total_steps(40) == 3
+    assert settings().total_steps(40, 10) == RECIPES["tuned"].steps["dann"]
+    assert settings("-ep", "2", "-bs", "8").total_steps(40, 10) == 10
+    assert settings("-ep", "2", "-bs", "8", "--max_steps", "3").total_steps(40, 10) == 3
+
+
+def test_a_frozen_backbone_trains_for_longer_where_there_are_many_classes() -> None:
+    few, some, many = (settings("--arch", "resnet18", "--freeze").total_steps(40, k) for k in (2, 7, 65))
+    assert few == some < many
+    assert settings("--arch", "resnet18", "--freeze", "--max_steps", "3").total_steps(40, 65) == 3
 
 
 def test_target_with_source_has_the_length_parts_and_choices_of_source() -> None:
     both = ("--train_mode", "target", "--with_source", "--recipe")
     for name, recipe in RECIPES.items():
         found = settings(*both, name, "--select", "source_val")
-        assert found.total_steps(40) == recipe.steps["source"]
+        assert found.total_steps(40, 10) == recipe.steps["source"]
         assert found.values.parts == recipe.parts & {"augmentation", "distractors"}
         assert found.run_name == f"target_usps_{name}_with_source_seed0"
     assert settings(*both, "strong", "--without", "distractors").values.parts == {"augmentation"}
