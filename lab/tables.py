@@ -198,9 +198,15 @@ def size(result: Result) -> int:
     return int(result["images"][f"target_{result['args']['eval_split']}"])
 
 
-def on_one_set(results: list[Result]) -> list[Result]:
-    """The runs on the most images: those that are measured again on a larger set take the place of the others."""
-    return [result for result in results if size(result) == max(map(size, results))]
+def common_size(results: list[Result]) -> int:
+    """How many images these runs are measured on; UserError where these are not the same for all."""
+    few, most = min(results, key=size), max(results, key=size)
+    if size(few) != size(most):
+        raise UserError(
+            f"results/ has runs of one table measured on {size(few):,} and on {size(most):,} images ({few['command']}; "
+            f"{most['command']}); delete the jsons of one kind."
+        )
+    return size(most)
 
 
 def training_results(files: Iterable[Path]) -> list[Path]:
@@ -218,8 +224,8 @@ def read_results(folder: Path) -> Cells:
         steps = result["steps"] if result["steps"] != usual else None
         kind = (args["train_mode"], args["recipe"], args["arch"], args["without"], args["with_source"], steps)
         cells[Cell(*kind, args["source_file"], args["target_file"])].append(result)
-    cells = {cell: sorted(on_one_set(found), key=lambda result: result["seed"]) for cell, found in cells.items()}
     for cell, found in cells.items():
+        found.sort(key=lambda result: result["seed"])
         kinds = [
             {name: value for name, value in result["args"].items() if name not in VARYING and value}
             | {name: result.get(name) for name in ("steps", "parameters", "precision")}
@@ -252,10 +258,9 @@ def spread(values: Iterable[float | None], digits: int = 3) -> str:
     return f"{statistics.mean(known):.{digits}f}{deviation}{count}"
 
 
-def accuracy_cell(results: list[Result], expected: int | None) -> str:
-    """Mean, deviation and worst, and how many images they are of where that is not the expected number; or a dash."""
-    other = "".join(f", n = {n:,}" for n in {size(result) for result in results} - {expected})
-    return f"{spread(map(accuracy, results))} (worst {min(map(accuracy, results)):.3f}{other})" if results else "-"
+def accuracy_cell(results: list[Result]) -> str:
+    """Mean, deviation and worst, or a dash."""
+    return f"{spread(map(accuracy, results))} (worst {min(map(accuracy, results)):.3f})" if results else "-"
 
 
 # Blocks of accuracies
@@ -277,10 +282,10 @@ def accuracies_block(folder: Path, block: str) -> list[str]:
     ours = results_of(read_results(folder), block)
     if not any(map(any, ours.values())):
         return ["No results yet: `bash lab/reproduce.sh DATA_ROOT` makes them."]
-    sizes = [max(map(size, chain(*column)), default=None) for column in zip(*ours.values(), strict=True)]
+    columns = [[*chain(*column)] for column in zip(*ours.values(), strict=True)]
     heads = [
-        f"{DOMAINS[source]} → {DOMAINS[target]}" + (f", n = {n:,}" if n else "")
-        for (source, target), n in zip(pairs, sizes, strict=True)
+        f"{DOMAINS[source]} → {DOMAINS[target]}" + (f", n = {common_size(column):,}" if column else "")
+        for (source, target), column in zip(pairs, columns, strict=True)
     ]
     lines = []
     for words, row in rows.items():
@@ -288,7 +293,7 @@ def accuracies_block(folder: Path, block: str) -> list[str]:
         if any(found):
             counts = [str(len(results)) for results in found]
             seeds = counts[0] if len(set(counts)) == 1 else "/".join(counts)
-            lines.append([words, *map(accuracy_cell, found, sizes), seeds])
+            lines.append([words, *map(accuracy_cell, found), seeds])
         elif not found:
             lines.append([words, *(f"*{number}*" if number else "" for number in row), ""])
     return table(["runs", *heads, "seeds"], lines)
@@ -445,8 +450,8 @@ def evidence_block(folder: Path) -> list[str]:
         [
             words,
             target.upper(),
-            f"{size(found[0]):,}",
-            accuracy_cell(found, size(found[0])),
+            f"{common_size(found):,}",
+            accuracy_cell(found),
             spread(result.get("source_val_accuracy") for result in found),
             spread((result["proxy_a_distance"]["untrained"] for result in found), 2),
             spread((result["proxy_a_distance"]["trained"] for result in found), 2),
@@ -456,7 +461,7 @@ def evidence_block(folder: Path) -> list[str]:
         ]
         for words, pattern in EVIDENCE.items()
         for target in TARGETS
-        if (found := on_one_set([*map(read_result, sorted(folder.glob(pattern.format(target) + ".json")))]))
+        if (found := [*map(read_result, sorted(folder.glob(pattern.format(target) + ".json")))])
     ]
     head = ["runs", "target", "n", "target accuracy", "source accuracy", "proxy A-distance, untrained", "trained"]
     return table([*head, "domain loss at the end", "information", "seeds"], rows)

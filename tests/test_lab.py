@@ -189,15 +189,11 @@ def test_a_cell_is_mean_deviation_and_worst_over_the_seeds_below_the_published_n
     assert row(tables.BLOCKS["results"](project / "results"), "DANN, our default: `dann`")[1:] == [accuracy] * 2 + ["3"]
 
 
-def test_a_cell_that_is_measured_again_on_more_images_shows_those_runs_alone_and_the_others_say_their_number(
-    project: Path,
-) -> None:
+@pytest.mark.parametrize("block", ["results", "evidence"])
+def test_runs_on_different_val_sets_of_one_domain_are_not_compared(block: str, project: Path) -> None:
     change(project / "results" / f"{RUN}.json", "images.target_val", 300)
-    block = tables.BLOCKS["results"](project / "results")
-    assert "USPS, n = 300" in block[0]
-    assert row(block, "DANN, our default: `dann`")[1:] == ["0.600 ± 0.100 (worst 0.500)", "0.500 (worst 0.500)", "3/1"]
-    assert row(block, "source labels alone: `source`")[2] == "0.400 ± 0.100 (worst 0.300, n = 200)"
-    assert row(tables.evidence_block(project / "results"), "`dann` | USPS")[2:4] == ["300", "0.500 (worst 0.500)"]
+    with pytest.raises(UserError, match="300"):
+        tables.BLOCKS[block](project / "results")
 
 
 @pytest.mark.parametrize("block", tables.ACCURACIES)
@@ -336,12 +332,10 @@ def runs(words: str, target: str) -> list[Result]:
     return [tables.read_result(file) for file in sorted((PROJECT / "results").glob(pattern))]
 
 
-def of_one_set(*rows: list[Result]) -> None:
-    """Skip a claim that compares these rows until each has three seeds, all on one val set of the target."""
-    sizes = sorted({run["images"]["target_val"] for row in rows for run in row})
-    if len(sizes) > 1 or any(0 < len(row) < 3 for row in rows):
-        seeds = ", ".join(str(len(row)) for row in rows)
-        pytest.skip(f"compares runs that are being measured again: n = {sizes}, {seeds} seeds")
+def three_seeds(*rows: list[Result]) -> None:
+    """Skip a claim that compares these rows until each has three seeds."""
+    if any(len(row) < 3 for row in rows):
+        pytest.skip(f"compares rows of {', '.join(str(len(row)) for row in rows)} seeds")
 
 
 def accuracy(words: str, target: str) -> float:
@@ -369,7 +363,7 @@ SHIFTED_SOURCE, SHIFTED, SHIFTED_DEFAULT, SHIFTED_STRONG = (
 def test_the_distance_is_near_2_before_and_low_after_adaptation_and_accuracy_rises_on_the_target_alone(
     target: str,
 ) -> None:
-    of_one_set(runs(SOURCE, target), runs(PLAIN, target))
+    three_seeds(runs(SOURCE, target), runs(PLAIN, target))
     assert min(distances(SOURCE, target)) > 1.8
     assert max(distances(PLAIN, target)) < 0.6
     assert accuracy(PLAIN, target) > accuracy(SOURCE, target) + 0.03
@@ -388,7 +382,7 @@ def test_the_published_network_aligned_nothing_on_usps_and_did_worse_than_source
 
 @pytest.mark.parametrize("target", tables.TARGETS)
 def test_information_rises_with_accuracy_from_source_to_dann_and_is_lower_where_less_was_aligned(target: str) -> None:
-    of_one_set(*(runs(words, target) for words in (SOURCE, PUBLISHED, PLAIN)))
+    three_seeds(*(runs(words, target) for words in (SOURCE, PUBLISHED, PLAIN)))
     for words in (SOURCE, PUBLISHED):
         assert score(PLAIN, target, INFORMATION) > score(words, target, INFORMATION) + 0.15
         assert accuracy(PLAIN, target) > accuracy(words, target)
@@ -401,7 +395,7 @@ def test_information_fails_under_label_shift() -> None:
 def test_density_falls_both_where_dann_is_worse_and_where_it_is_better() -> None:
     density = "snd"
     assert score(SHIFTED, "usps", density) < score(SHIFTED_SOURCE, "usps", density)
-    of_one_set(runs(PLAIN, "svhn"), runs(SOURCE, "svhn"))
+    three_seeds(runs(PLAIN, "svhn"), runs(SOURCE, "svhn"))
     assert score(PLAIN, "svhn", density) < score(SOURCE, "svhn", density)
 
 
@@ -419,14 +413,14 @@ def test_the_score_that_the_pages_recommend_loses_least_or_hardly_more_on_averag
 def test_a_lower_distance_is_not_always_better() -> None:
     assert min(distances(SHIFTED_DEFAULT, "usps")) > max(distances(SHIFTED, "usps"))
     assert accuracy(SHIFTED_DEFAULT, "usps") > accuracy(SHIFTED, "usps") + 0.3
-    of_one_set(runs(STRONG, "svhn"), runs(PLAIN, "svhn"))
+    three_seeds(runs(STRONG, "svhn"), runs(PLAIN, "svhn"))
     assert statistics.mean(distances(STRONG, "svhn")) > statistics.mean(distances(PLAIN, "svhn"))
     assert accuracy(STRONG, "svhn") > accuracy(PLAIN, "svhn") + 0.15
 
 
 def test_a_weak_lambda_adapts_too_little_on_svhn_and_does_as_well_on_usps() -> None:
     assert accuracy(WEAK, "usps") > accuracy(PLAIN, "usps") - 0.01
-    of_one_set(runs(WEAK, "svhn"), runs(PLAIN, "svhn"))
+    three_seeds(runs(WEAK, "svhn"), runs(PLAIN, "svhn"))
     assert accuracy(WEAK, "svhn") < accuracy(PLAIN, "svhn") - 0.05
     assert statistics.mean(distances(WEAK, "svhn")) < 0.5  # and still the distance is low
     assert max(result["losses"]["L_d"] for result in runs(WEAK, "svhn")) < math.log(2) / 2
@@ -434,7 +428,7 @@ def test_a_weak_lambda_adapts_too_little_on_svhn_and_does_as_well_on_usps() -> N
 
 @pytest.mark.parametrize("target", tables.TARGETS)
 def test_from_lambda_0_2_to_1_nothing_is_gained_and_a_domain_loss_at_log_2_may_be_well(target: str) -> None:
-    of_one_set(runs(PLAIN, target), runs(FULL, target))
+    three_seeds(runs(PLAIN, target), runs(FULL, target))
     found = [result["target_val_accuracy"] for words in (PLAIN, FULL) for result in runs(words, target)]
     assert abs(accuracy(FULL, target) - accuracy(PLAIN, target)) < 2 * statistics.stdev(found)
     assert all(abs(result["losses"]["L_d"] - math.log(2)) < 0.02 for result in runs(FULL, target))
@@ -478,13 +472,13 @@ def test_the_ablation_holds_what_the_readme_says_of_the_parts() -> None:
         abs(usps[words] - usps[EVERYTHING]) < 0.01 for words in ("+ augmentation", NO_TEACHER, NO_ADVERSARY, NO_VIEWS)
     )
     for target, found in (("usps", usps), ("svhn", svhn)):
-        of_one_set(*(rows(target)[words] for words in (EVERYTHING, NO_TEACHER, NO_ADVERSARY, NO_VIEWS)))
+        three_seeds(*(rows(target)[words] for words in (EVERYTHING, NO_TEACHER, NO_ADVERSARY, NO_VIEWS)))
         seeds = [run["target_val_accuracy"] for run in rows(target)[EVERYTHING]]
         assert abs(found[NO_ADVERSARY] - found[EVERYTHING]) < 2 * statistics.stdev(seeds)
         assert all(run["scores"]["pseudo_label_coverage"] > 0.99 for run in rows(target)[NO_VIEWS])
     lost = {words: svhn[EVERYTHING] - svhn[words] for words in (NO_ADVERSARY, NO_VIEWS, NO_TEACHER)}
-    assert sorted(lost, key=lost.__getitem__) == [NO_ADVERSARY, NO_TEACHER, NO_VIEWS]
-    assert 0.2 < lost[NO_VIEWS] / svhn[EVERYTHING] < 0.3
+    assert sorted(lost, key=lost.__getitem__) == [NO_ADVERSARY, NO_VIEWS, NO_TEACHER]
+    assert (round(lost[NO_VIEWS], 2), round(lost[NO_TEACHER], 2)) == (0.12, 0.14)
 
 
 # The runs behind the pages
