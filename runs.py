@@ -229,7 +229,7 @@ def distance_in_words(distance: dict[str, float | None]) -> str:
     """What training did to the proxy A-distance."""
     before, after = distance.get("untrained"), distance.get("trained")
     if after is None:
-        return "their distance was not measured, which takes a val of each, of 10 images or more"
+        return "their distance was not measured, which takes a val of the source, and 10 images or more of each domain"
     if before is None:
         return f"proxy A-distance {after:.2f} after training (0 alike, 2 apart)"
     moved = (
