@@ -33,7 +33,7 @@ class Recipe:
     momentum: float | None = None  # of SGD, with the paper's learning rate; None: AdamW, with a one-cycle rate
     weight_d: float = 1.0  # of L_d, a mean over both domains; 2: the paper's sum of a mean per domain
     norm: str = "domain"  # the BatchNorm of G_f, see DANN
-    steps_a_class: int = 0  # where that is more than `steps`
+    steps_a_class: int = 0  # at least so many for each class
 
     def learning_rate(self, p: float) -> float:
         """At progress `p` in 0..1."""
@@ -280,7 +280,8 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--max_steps",
         type=bounded(int, 1, 10**9),
         metavar="N",
-        help="length in steps, schedules included; overrides -ep",
+        help="length in steps, schedules included; overrides -ep (default: by recipe; with --freeze 15 a class, 300 at "
+        "least)",
     )
     length.add_argument(
         "-lr",

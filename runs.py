@@ -605,9 +605,11 @@ STEP_FILE = re.compile(r"step\d{7,}\.pt")
 IRRELEVANT = {"eval_split", "num_workers", "save_dir", "data_root", "run_name", "device", "tensorboard"}
 
 
-def check_same_run(folder: Path, now: dict[str, Any]) -> None:
-    """UserError when --resume asks for another run than the folder holds. now: the arguments as plain values."""
-    before = read_json(folder / "args.json")
+def check_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """UserError when --resume asks for another run than the folder holds.
+
+    before, now: the arguments as plain values, those of its args.json and those of this call.
+    """
     free = IRRELEVANT | ({"val_period"} if now["select"] == "last" else set())
     free |= {"views"} if now["views"] is None else set()  # by the classes
     other = [name for name, value in now.items() if name not in free and (before.get(name) or None) != (value or None)]

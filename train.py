@@ -132,9 +132,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         claim = claimed(settings.save_dir, settings.run_name, settings.resume, settings.numbered)
         folder = ranks.from_main(partial(held.enter_context, claim))
         if settings.resume and (folder / "args.json").exists():
-            classes = read_json(folder / "args.json", classes=list)["classes"]
-            steps = {} if settings.epochs else {"total_steps": settings.total_steps(1, len(classes))}
-            check_same_run(folder, settings.plain() | steps)
+            before = read_json(folder / "args.json", classes=list)
+            steps = {} if settings.epochs else {"total_steps": settings.total_steps(1, len(before["classes"]))}
+            check_same_run(folder, before, settings.plain() | steps)
         if settings.resume and (folder / "result.json").exists():
             result = read_json(folder / "result.json")
             print(f"{folder} is finished, nothing to do.\n{folder}")

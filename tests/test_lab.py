@@ -480,6 +480,8 @@ def test_the_ablation_holds_what_the_readme_says_of_the_parts() -> None:
     lost = {words: svhn[EVERYTHING] - svhn[words] for words in (NO_ADVERSARY, NO_VIEWS, NO_TEACHER)}
     assert sorted(lost, key=lost.__getitem__) == [NO_ADVERSARY, NO_VIEWS, NO_TEACHER]
     assert (round(lost[NO_VIEWS], 2), round(lost[NO_TEACHER], 2)) == (0.12, 0.14)
+    assert (round(svhn[EVERYTHING], 3), round(svhn[NO_ADVERSARY], 3)) == (0.902, 0.904)
+    assert (round(svhn["source"], 3), round(svhn["+ distractors"], 3)) == (0.338, 0.744)
 
 
 # The runs behind the pages
