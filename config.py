@@ -397,7 +397,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
 
 
 def refuse_domains(mode: str, source: str, target: str | None, with_source: bool) -> None:
-    """UserError for domains that are missing, or none, or one where it takes two."""
+    """UserError for domains that are missing, or no folder's name."""
     if with_source and mode != "target":
         raise UserError(f"--with_source adds the source to --train_mode target; {mode} has it already: leave it out.")
     if target is None and mode != "source":
@@ -405,9 +405,6 @@ def refuse_domains(mode: str, source: str, target: str | None, with_source: bool
     for flag, name in (("--source_file", source), ("--target_file", target)):
         if name is not None and os.path.normpath(name) in ("", ".", ".."):
             raise UserError(f"{flag} {name!r} names no domain; name its folder in --data_root.")
-    both = mode == "dann" or with_source
-    if both and target is not None and os.path.normpath(target) == os.path.normpath(source):
-        raise UserError(f"--source_file and --target_file are both {source}; the run needs two domains.")
 
 
 def refuse_eval_split(args: argparse.Namespace) -> None:

@@ -146,7 +146,11 @@ ON_PHOTOS = {
     "`target`": "target_{1}",
 }
 SMALL_PHOTO = 112  # pixels of a side, at which a whole backbone is trained
-ON_SMALL_PHOTOS = {"frozen": "frozen112_{}_{}", "whole": "whole112_{}_{}"}
+ON_SMALL_PHOTOS = {
+    "frozen": "frozen112_{}_{}",
+    "whole": "whole112_{}_{}",
+    "whole, `--recipe strong`": "strong112_{}_{}",
+}
 
 Result = dict[str, Any]
 Cells = dict[Cell, list[Result]]
