@@ -484,6 +484,29 @@ def test_the_ablation_holds_what_the_readme_says_of_the_parts() -> None:
     assert (round(svhn["source"], 3), round(svhn["+ distractors"], 3)) == (0.338, 0.744)
 
 
+def test_the_page_says_of_photos_what_their_runs_hold() -> None:
+    found = tables.on_photos(PROJECT / "results", tables.ON_PHOTOS)
+    means = {
+        words: {pair: statistics.mean(map(tables.accuracy, runs)) for pair, runs in column.items()}
+        for words, column in found.items()
+    }
+    source, statistics_alone, plain, without, adapted, _ = (
+        statistics.mean(column.values()) for column in means.values()
+    )
+    pairs = means["`dann`"]
+    groups = (
+        [pairs[pair] for pair in pairs if pair.endswith("sketch")],
+        [pairs[pair] for pair in pairs if pair.startswith("sketch")],
+        [pairs[pair] for pair in pairs if "sketch" not in pair],
+    )
+    widest = max(abs(pairs[pair] - means["`dann --without adversarial`"][pair]) for pair in pairs)
+    told = [source, statistics_alone, plain, adapted, without, widest, *map(statistics.mean, groups)]
+    text = (PROJECT / "lab" / "README.md").read_text(encoding="utf-8")
+    text = text.partition("<!-- photos: end -->")[2].partition("Training the whole")[0]
+    assert re.findall(r"0\.\d{3}", text) == [f"{number:.3f}" for number in told]
+    assert min(pairs[pair] - means["`source`"][pair] for pair in pairs) > -0.01
+
+
 # The runs behind the pages
 
 
