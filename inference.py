@@ -6,7 +6,7 @@
 Writes predictions/pred.csv with the columns image_name,label, sorted by name,
 image_name relative to --test_loc. An unreadable image is named and left out,
 the rest is labelled, and the exit code is then 1. Ends with the answers by
-class, the mean confidence, and a warning where the images look unlike the
+class, the mean confidence, and a warning where it is far below that on the
 target of the training. Reads checkpoints of train.py and those of download.sh.
 
 Computes in float32; --precision bf16 is faster on some hardware and may change
@@ -201,12 +201,17 @@ def read_labels(csv: Path, classes: list[str]) -> dict[str, str]:
     return dict(zip(listing.names, (classes[k] for k in codes.tolist()), strict=True))
 
 
+def plain_name(name: str) -> str:
+    """A name whatever its separators and its Unicode form."""
+    return unicodedata.normalize("NFC", os.path.normpath(slashed(name)))
+
+
 def score(predicted: dict[str, str], wanted: dict[str, str], classes: list[str]) -> tuple[dict[str, Any], str]:
     """Accuracy over the images that have a label, by class and confused with what; as numbers and as text.
 
     Raises UserError when no predicted image has a label.
     """
-    predicted, wanted = ({os.path.normpath(slashed(k)): v for k, v in names.items()} for names in (predicted, wanted))
+    predicted, wanted = ({plain_name(k): v for k, v in names.items()} for names in (predicted, wanted))
     pairs = [(wanted[name], answer) for name, answer in predicted.items() if name in wanted]
     foreign = sorted(wanted.keys() - predicted.keys())
     if not pairs:
@@ -225,12 +230,14 @@ def score(predicted: dict[str, str], wanted: dict[str, str], classes: list[str])
     shares = {name: k / n if n else None for name, k, n in zip(classes, right, confusion.sum(axis=1), strict=True)}
     accuracy = right.sum() / len(pairs)
     table = confusion.assign(right=[shown(share, 3) for share in shares.values()]).to_string()
-    text = f"accuracy {accuracy:.4f} of {len(pairs)} labelled images; rows: label, columns: answer\n{table}"
+    error = math.sqrt(accuracy * (1 - accuracy) / len(pairs))  # binomial
+    text = f"accuracy {accuracy:.4f} ± {error:.3f} (n = {len(pairs):,} labelled images)"
+    text += f"; rows: label, columns: answer\n{table}"
     return {"accuracy": float(accuracy), "per_class": shares, "scored": len(pairs)}, text
 
 
 def summary(probabilities: Tensor, classes: list[str], trained: dict[str, Any]) -> str:
-    """Answers by class, mean confidence, and a warning where the images look unlike the training target.
+    """Answers by class, mean confidence, and a warning where the answers are less sure than on the training target.
 
     probabilities: float32 [N, K]. trained: metrics of the checkpoint; its entropy is that of the target's val images.
     """

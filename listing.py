@@ -78,10 +78,10 @@ class Listing:
 def walk(folder: Path) -> Iterator[tuple[str, str]]:
     """Path and name, relative to `folder`, of every file below it; links are followed, each folder is entered once.
 
-    Hidden files and folders are passed over. Raises UserError for a folder that cannot be listed: its images would be
-    missing unawares.
+    Hidden files and folders are passed over; such a folder is named where it holds images. Raises UserError for a
+    folder that cannot be listed: its images would be missing unawares.
     """
-    real, clouded = os.path.realpath(folder), []
+    real, clouded, hidden = os.path.realpath(folder), [], []
     todo, seen = deque([(str(folder), "", real)]), {str(above) for above in Path(real).parents}  # no link leads up
     while todo:
         place, prefix, real = todo.pop()
@@ -97,6 +97,7 @@ def walk(folder: Path) -> Iterator[tuple[str, str]]:
         for entry in entries:
             if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
                 clouded += [entry.path] if entry.name.endswith(".icloud") else []
+                hidden += [entry.path] if entry.name not in SYSTEM_FOLDERS and holds_image(entry.path) else []
                 continue
             link = entry.is_symlink()
             if not (os.path.isdir(entry.path) if link else entry.is_dir()):
@@ -107,6 +108,15 @@ def walk(folder: Path) -> Iterator[tuple[str, str]]:
             add((entry.path, f"{prefix}{entry.name}/", inside))
     if clouded:
         note(f"{folder}: {len(clouded)} files are in iCloud alone, such as {clouded[0]}; download them to use them.")
+    if hidden:
+        note(f"{folder}: {len(hidden)} hidden folders hold images and are passed over, such as {hidden[0]}.")
+
+
+def holds_image(path: str) -> bool:
+    """Whether an image by its name lies right in a folder that can be listed."""
+    with contextlib.suppress(OSError):
+        return any(os.path.splitext(name)[1].lower() in EXTENSIONS and name[0] != "." for name in os.listdir(path))
+    return False
 
 
 @contextlib.contextmanager

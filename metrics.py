@@ -284,8 +284,8 @@ def collapse(last: dict[str, Any], num_classes: int, count: int) -> list[str]:
     found = []
     if unsure(last):
         found.append(
-            f"the answers on the target are unsure (entropy {last['entropy']:.2f}, a quarter of the diversity "
-            f"{last['diversity']:.2f} or more): check some by hand."
+            f"the answers on the target are unsure (entropy {last['entropy']:.2f}, above a quarter of the diversity, "
+            f"{last['diversity'] / 4:.2f}): check some by hand."
         )
     if share > max(0.6, min(0.9, 2 / num_classes)) or answered < most / 4:
         found.append(

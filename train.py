@@ -208,8 +208,8 @@ def to_train_on(settings: Settings, domain: str) -> Listing:
     assert listing is not None  # `train` exists or list_split has refused
     if listing.labels is None:
         raise UserError(
-            f"{listing.origin} has no labels, and --train_mode {settings.train_mode} trains on them; add a column "
-            "label, or put the images into one folder per class."
+            f"{listing.origin} has no labels, and --train_mode {settings.train_mode} trains on them; list them in "
+            f"{settings.data_root / domain / 'train.csv'} (image_name,label), or make a folder per class."
         )
     return listing
 

@@ -173,7 +173,7 @@ def test_predictions_are_scored_against_labels_by_class(
     assert (found["accuracy"], found["scored"]) == (7 / 8, 8)
     same = sum(wanted.iloc[:8]["label"] == wrong)
     assert found["per_class"][wrong] == pytest.approx((same - 1) / same)
-    assert "0.8750 of 8" in capsys.readouterr().out
+    assert "0.8750 ± 0.117 (n = 8" in capsys.readouterr().out
 
 
 def test_images_unlike_the_training_target_give_a_warning() -> None:

@@ -211,12 +211,21 @@ def test_images_that_are_in_icloud_alone_are_counted(tmp_path: Path, capsys: pyt
     assert all(word in said for word in ("note:", "3 ", ".icloud"))
 
 
-@pytest.mark.parametrize("target", ["{root}/scans", "../my/scans", "link", "scans/../scans/"])
-def test_one_folder_under_two_names_is_no_two_domains(tmp_path: Path, target: str) -> None:
+def test_a_hidden_folder_is_named_where_it_holds_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tree(tmp_path / "d", "ash/0.png", "elm/0.png", "ash/.new/1.png", "elm/@eaDir/0.png")
+    (root / ".git").mkdir()
+    assert classes_of(tmp_path) == {"ash": 1, "elm": 1}
+    said = capsys.readouterr().err
+    assert [word in said for word in ("ash/.new", ".git", "@eaDir")] == [True, False, False]
+
+
+@pytest.mark.parametrize("target", ["scans", "./scans", "{root}/scans", "../my/scans", "link", "scans/../scans/"])
+@pytest.mark.parametrize("mode", ["dann", "target --with_source", "source --eval_split train"])
+def test_one_folder_is_no_two_domains_under_two_names_either(tmp_path: Path, target: str, mode: str) -> None:
     root = tree(tmp_path / "my", "scans/ash/0.png", "scans/elm/0.png")
     (root / "link").symlink_to(root / "scans")
-    flags = ["--data_root", root, "--source_file", "scans", "--train_mode", "dann", "--target_file"]
-    code, _, error = ended(train, *flags, target.format(root=root), "--save_dir", tmp_path / "runs", *QUICK)
+    flags = ["--data_root", root, "--source_file", "scans", "--target_file", target.format(root=root), "--train_mode"]
+    code, _, error = ended(train, *flags, *mode.split(), "--save_dir", tmp_path / "runs", *QUICK)
     assert code == 2
     assert "scans" in error
     assert not list((tmp_path / "runs").glob("*/args.json"))
@@ -650,18 +659,20 @@ def test_a_line_of_a_list_is_the_path_that_it_means_and_comments_are_none(
     assert (len(names), len(found)) == (3, 1)
 
 
-@pytest.mark.parametrize("spelt", ["{}", "./{}", ".\\{}", "sub/../{}"])
+@pytest.mark.parametrize("spelt", ["{}", "./{}", ".\\{}", "süd/../{}"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])  # a Mac writes ü as two characters
 def test_rows_of_labels_that_name_no_predicted_image_are_counted_and_named(
-    spelt: str, dann_run: Path, tmp_path: Path
+    spelt: str, form: Any, dann_run: Path, tmp_path: Path
 ) -> None:
-    tree(tmp_path / "in", *[f"sub/{i}.png" for i in range(9)])
-    known = [spelt.format(f"sub/{i}.png").replace("/", "\\" if "\\" in spelt else "/") for i in range(5)]
-    for foreign in ([], ["sub/5.jpg", "SUB/6.png", "7.png"]):
+    tree(tmp_path / "in", *[unicodedata.normalize("NFC", f"süd/{i}.png") for i in range(9)])
+    known = [spelt.format(f"süd/{i}.png").replace("/", "\\" if "\\" in spelt else "/") for i in range(5)]
+    known = [unicodedata.normalize(form, name) for name in known]
+    for foreign in ([], ["süd/5.jpg", "SÜD/6.png", "7.png"]):
         rows = "".join(f"{name},3\n" for name in [*known, *foreign])
         (tmp_path / "labels.csv").write_text(f"image_name,label\n{rows}")
         flags = ["--checkpoint", dann_run, "--test_loc", tmp_path / "in", "--out_path", tmp_path / "p.csv"]
         code, out, error = ended(inference, *flags, "--labels", tmp_path / "labels.csv")
-        assert (code, "of 5 labelled" in out, error.count("\n")) == (0, True, int(bool(foreign)))
+        assert (code, "n = 5 labelled" in out, error.count("\n")) == (0, True, int(bool(foreign)))
     assert re.search(r"3 of 8 rows.*(5\.jpg|6\.png|7\.png).*4 images", error)
 
 

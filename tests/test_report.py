@@ -96,6 +96,12 @@ def test_runs_are_ranked_by_a_score_the_best_first(dann_run: Path, tmp_path: Pat
     assert [line.split()[:2] for line in table.splitlines()[1:4]] == [["b", "0.9000"], ["c", "0.5000"], ["a", "0.1000"]]
 
 
+def test_a_score_that_is_highest_in_two_runs_is_said_not_to_tell_them_apart(dann_run: Path, tmp_path: Path) -> None:
+    runs = [scored(dann_run, tmp_path / name, score) for name, score in (("a", 1.0), ("b", 0.9), ("c", 0.99999))]
+    said = ["2 runs" in report.main([*map(str, some), "--rank", "bnm"])["table"] for some in (runs, runs[:2])]
+    assert said == [True, False]
+
+
 def test_runs_of_two_targets_and_one_without_the_score_are_not_ranked(dann_run: Path, tmp_path: Path) -> None:
     other, none = (
         scored(dann_run, tmp_path / "other", 0.1, target_file="svhn"),

@@ -504,18 +504,6 @@ def test_a_target_of_class_folders_alone_is_measured_as_a_whole_with_eval_split_
     assert report.compare([Path(out.splitlines()[-1])]).splitlines()[0].split()[1:3] == ["target", "train"]
 
 
-@pytest.mark.parametrize("words", [["dann"], ["target", "--with_source"], ["source", "--eval_split", "train"]])
-@pytest.mark.parametrize("target", ["mnistm", "./mnistm", "linked"])
-def test_one_folder_as_both_domains_is_refused_and_leaves_nothing(
-    words: list[str], target: str, small_data: Path, tmp_path: Path
-) -> None:
-    for name in ("mnistm", "linked"):
-        (tmp_path / name).symlink_to(small_data / "mnistm")
-    flags = ["--data_root", tmp_path, "--save_dir", tmp_path / "runs", "--target_file", target, "--train_mode", *words]
-    code, _, errors = ended(train, *flags, *QUICK)
-    assert (code, len(errors.splitlines()), target in errors, (tmp_path / "runs").exists()) == (2, 1, True, False)
-
-
 def test_source_mode_never_sees_a_target_image(small_data: Path, tmp_path: Path) -> None:
     (tmp_path / "mnistm").symlink_to(small_data / "mnistm")
     write_domain(tmp_path / "usps", {"train": 30, "val": 20}, seed=9)
