@@ -70,7 +70,6 @@ def read_result(run: Path) -> dict[str, Any]:
         source_val_accuracy=MAYBE,
         proxy_a_distance=dict,
         seconds=NUMBER,
-        images_per_second=NUMBER,
         checkpoint=str,
         args=dict,
         scores=dict,
@@ -121,9 +120,7 @@ def compare(runs: list[Path], score: str | None = None) -> str:
     has = {split: [r[f"target_{split}_accuracy"] is not None for r in results.values()] for split in ("val", *ONCE)}
     splits = [split for split in has if split == "val" or any(has[split])]
     targets = [f"target {split}" for split in splits]
-    rows = [
-        ["run", *([score] if score else []), *targets, "source val", "proxy A-dist.", "seconds", "images/s", *differing]
-    ]
+    rows = [["run", *([score] if score else []), *targets, "source val", "proxy A-dist.", "seconds", *differing]]
     for name, result in results.items():
         rows.append(
             [
@@ -133,7 +130,6 @@ def compare(runs: list[Path], score: str | None = None) -> str:
                 shown(result["source_val_accuracy"]),
                 shown(result["proxy_a_distance"].get("trained"), 2),
                 f"{result['seconds']:.0f}",
-                f"{result['images_per_second']:.0f}",
                 *[str(result["args"].get(key)) for key in differing],
             ]
         )
