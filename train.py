@@ -144,6 +144,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             note(f"--resume: {folder} has no checkpoint yet; the run starts anew.")
         body = None if again else pretrained(settings)  # what is wrong with it is said before the images are read
         data = ranks.main_first(partial(load_data, settings)) if settings.cache else load_data(settings)
+        if ranks.main:
+            more = f" and {len(data.classes) - 10} more" if len(data.classes) > 10 else ""
+            print(f"classes: {', '.join(data.classes[:10])}{more}")
         run = start_run(settings, folder, data, device, ranks, body)
         run.began = began
         if run.priors and run.step == 0:

@@ -905,6 +905,7 @@ def test_a_source_run_ends_with_its_accuracy_or_why_there_is_none_its_warnings_a
         (tmp_path / "data" / name).symlink_to(small_data / place)
     words = ["--data_root", tmp_path / "data", "--train_mode=source", "--target_file", target, "--save_dir", tmp_path]
     code, out, _ = ended(train, *words, *QUICK, "--run_name", "a run")
+    assert out.splitlines()[0] == f"classes: {', '.join(map(str, range(10)))}"
     _, _, said = out.rpartition("\n\n")
     *lines, following, folder = said.splitlines()
     assert (code, folder, len(lines) >= 4) == (0, str(tmp_path / "a run"), True)
