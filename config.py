@@ -241,7 +241,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--balance",
         action="store_true",
         help="draw the classes of the labelled domain alike, however many images each has; not for `dann` with class "
-        "priors (recipe tuned, on photos strong too), which draws them by the target's if it can estimate these, else alike",
+        "priors (recipe tuned, and strong with a backbone), which draws by the target's if it can estimate these, else alike",
     )
     length.add_argument(
         "--arch",
