@@ -241,7 +241,8 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--balance",
         action="store_true",
         help="draw the classes of the labelled domain alike, however many images each has; not for `dann` with class "
-        "priors (recipe tuned, and strong with a backbone), which draws by the target's if it can estimate these, else alike",
+        "priors (recipe tuned, and strong with a backbone), which draws by those of the target if it can estimate "
+        "them, else alike",
     )
     length.add_argument(
         "--arch",
