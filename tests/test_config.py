@@ -198,6 +198,7 @@ def test_several_processes_share_a_batch_that_can_be_split() -> None:
         ("--arch resnet18 --freeze --recipe strong", "--freeze"),
         ("--mirror", "--mirror"),
         ("--balance", "--balance"),
+        ("--arch resnet18 --recipe strong --balance", "--balance"),
         ("--arch published --recipe strong", "--recipe"),
         ("--select target_val --topk 0", "--topk"),
         ("--train_mode target --select source_val", "--select"),
