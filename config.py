@@ -269,7 +269,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--batch_size",
         type=bounded(int, 2, 65536),
         metavar="N",
-        help="images of each domain a step (default: by recipe, paper 64, else 128)",
+        help="images of each domain a step (default: by recipe, paper 64, else 128; with a backbone 32, --freeze 64)",
     )
     length.add_argument(
         "-ep",

@@ -19,7 +19,7 @@ import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from dataset import read_images, tell_one_colour
 from listing import encode_labels, image_homes, image_names, list_csv, read_text, slashed
 from metrics import entropy, predict
 from model import DANN
-from runs import CHECKPOINT, build_network, load_checkpoint, resolve_checkpoint
+from runs import CHECKPOINT, build_network, load_checkpoint, resolve_checkpoint, with_error
 from utils import (
     DEVICES,
     Parser,
@@ -201,9 +201,20 @@ def read_labels(csv: Path, classes: list[str]) -> dict[str, str]:
     return dict(zip(listing.names, (classes[k] for k in codes.tolist()), strict=True))
 
 
-def plain_name(name: str) -> str:
-    """A name whatever its separators and its Unicode form."""
-    return unicodedata.normalize("NFC", os.path.normpath(slashed(name)))
+def matched(wanted: dict[str, str], predicted: Iterable[str]) -> dict[str, str]:
+    """Labels by the names as predicted, which may have other separators or be in the other Unicode form.
+
+    UserError for a name with two labels.
+    """
+    there = {os.path.normpath(slashed(name)): name for name in predicted}
+    composed = {unicodedata.normalize("NFC", name): there[name] for name in there}
+    found: dict[str, str] = {}
+    for row, label in wanted.items():
+        plain = os.path.normpath(slashed(row))
+        name = there.get(plain) or composed.get(unicodedata.normalize("NFC", plain), plain)
+        if found.setdefault(name, label) != label:
+            raise UserError(f"--labels has two labels for {name}, {found[name]} and {label}; remove one.")
+    return found
 
 
 def score(predicted: dict[str, str], wanted: dict[str, str], classes: list[str]) -> tuple[dict[str, Any], str]:
@@ -211,7 +222,7 @@ def score(predicted: dict[str, str], wanted: dict[str, str], classes: list[str])
 
     Raises UserError when no predicted image has a label.
     """
-    predicted, wanted = ({plain_name(k): v for k, v in names.items()} for names in (predicted, wanted))
+    wanted = matched(wanted, predicted)
     pairs = [(wanted[name], answer) for name, answer in predicted.items() if name in wanted]
     foreign = sorted(wanted.keys() - predicted.keys())
     if not pairs:
@@ -230,9 +241,7 @@ def score(predicted: dict[str, str], wanted: dict[str, str], classes: list[str])
     shares = {name: k / n if n else None for name, k, n in zip(classes, right, confusion.sum(axis=1), strict=True)}
     accuracy = right.sum() / len(pairs)
     table = confusion.assign(right=[shown(share, 3) for share in shares.values()]).to_string()
-    error = math.sqrt(accuracy * (1 - accuracy) / len(pairs))  # binomial
-    text = f"accuracy {accuracy:.4f} ± {error:.3f} (n = {len(pairs):,} labelled images)"
-    text += f"; rows: label, columns: answer\n{table}"
+    text = f"accuracy {with_error(accuracy, len(pairs))}; rows: label, columns: answer\n{table}"
     return {"accuracy": float(accuracy), "per_class": shares, "scored": len(pairs)}, text
 
 

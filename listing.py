@@ -18,6 +18,7 @@ from csv import Error as CSVError
 from csv import reader
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,9 @@ def walk(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def holds_image(path: str) -> bool:
-    """Whether an image by its name lies right in a folder that can be listed."""
-    with contextlib.suppress(OSError):
-        return any(os.path.splitext(name)[1].lower() in EXTENSIONS and name[0] != "." for name in os.listdir(path))
-    return False
+    """Whether an image by its name lies below a folder."""
+    names = chain.from_iterable(files for _, _, files in os.walk(path))
+    return any(os.path.splitext(name)[1].lower() in EXTENSIONS and name[0] != "." for name in names)
 
 
 @contextlib.contextmanager

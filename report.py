@@ -139,7 +139,7 @@ def compare(runs: list[Path], score: str | None = None) -> str:
     if not score and scored and not {rows[0].index(target) for target in targets} & set(measured):
         text += "\nno labels of the target, so no accuracy on it; --rank class_ami orders the runs without"
     if score and (alike := sum(row[1] == rows[1][1] for row in rows[1:])) > 1:
-        text += f"\n{alike} runs have the highest {score}: it does not tell them apart, which takes labels"
+        text += f"\n{alike} runs have the highest {score}: it does not tell them apart, only labels can"
     split = next((split for split in ONCE if all(has[split])), "val")
     by_mode = {result["args"]["train_mode"]: result[f"target_{split}_accuracy"] for result in results.values()}
     if (

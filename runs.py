@@ -204,6 +204,12 @@ def in_words(result: dict[str, Any]) -> list[str]:
     return lines + ([f"warning: {sentence}" for sentence in result["warnings"]] or ["warnings: none"])
 
 
+def with_error(accuracy: float, count: int | None) -> str:
+    """An accuracy of `count` images with its binomial standard error, which 0 and 1 do not tell."""
+    error = f" ± {math.sqrt(accuracy * (1 - accuracy) / count):.3f}" if count and 0 < accuracy < 1 else ""
+    return f"{accuracy:.4f}{error}{f' (n = {count:,})' if count else ''}"
+
+
 def accuracy_in_words(result: dict[str, Any]) -> str:
     """The accuracies with their binomial error, or why there is none on the target."""
     args, images, found = result["args"], result["images"], []
@@ -217,9 +223,8 @@ def accuracy_in_words(result: dict[str, Any]) -> str:
     for domain, split in (*(("target", split) for split in (*ONCE, "val")), ("source", "val")):
         accuracy, count = result.get(f"{domain}_{split}_accuracy"), images.get(f"{domain}_{split}")
         if accuracy is not None:
-            error = f" ± {math.sqrt(accuracy * (1 - accuracy) / count):.3f} (n = {count:,})" if count else ""
             whole = ", all of it" if (domain, split) == ("target", "train") else ""
-            found.append(f"{accuracy:.4f}{error} on {args[f'{domain}_file']} {split}{whole}")
+            found.append(f"{with_error(accuracy, count)} on {args[f'{domain}_file']} {split}{whole}")
     return (
         f"{', '.join(found)}; {result['checkpoint']} of step {result['selected_step']:,}, --select {result['select']}"
     )

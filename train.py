@@ -210,9 +210,10 @@ def to_train_on(settings: Settings, domain: str) -> Listing:
     listing = list_split(settings.data_root, domain, "train", with_labels=True)
     assert listing is not None  # `train` exists or list_split has refused
     if listing.labels is None:
+        mend = "add a column label" if listing.rows else f"list them in {settings.data_root / domain / 'train.csv'}"
         raise UserError(
-            f"{listing.origin} has no labels, and --train_mode {settings.train_mode} trains on them; list them in "
-            f"{settings.data_root / domain / 'train.csv'} (image_name,label), or make a folder per class."
+            f"{listing.origin} has no labels, and --train_mode {settings.train_mode} trains on them; {mend} "
+            "(image_name,label), or make a folder per class."
         )
     return listing
 

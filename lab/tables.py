@@ -148,8 +148,8 @@ ON_PHOTOS = {
 SMALL_PHOTO = 112  # pixels of a side, at which a whole backbone is trained
 ON_SMALL_PHOTOS = {
     "frozen": "frozen112_{}_{}",
-    "whole": "whole112_{}_{}",
-    "whole, `--recipe strong`": "strong112_{}_{}",
+    "whole, 300 steps": "whole112_{}_{}",
+    "whole, `--recipe strong`, 600 steps": "strong112_{}_{}",
 }
 
 Result = dict[str, Any]
