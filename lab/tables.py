@@ -307,7 +307,7 @@ def accuracies_block(folder: Path, block: str) -> list[str]:
 
 
 def on_photos(folder: Path, kinds: dict[str, str]) -> dict[str, dict[str, list[Result]]]:
-    """Results by kind of run, of those that there are, and pair of styles, of those that any kind has."""
+    """Results by kind of run, of those that there are, and pair of styles."""
     found = {
         words: {
             f"{source} → {target}".replace("_painting", ""): [
@@ -317,12 +317,7 @@ def on_photos(folder: Path, kinds: dict[str, str]) -> dict[str, dict[str, list[R
         }
         for words, name in kinds.items()
     }
-    found = {words: column for words, column in found.items() if any(column.values())}
-    measured = {pair for column in found.values() for pair, results in column.items() if results}
-    return {
-        words: {pair: results for pair, results in column.items() if pair in measured}
-        for words, column in found.items()
-    }
+    return {words: column for words, column in found.items() if any(column.values())}
 
 
 def mean_over_pairs(column: dict[str, list[Result]]) -> str:
@@ -340,7 +335,9 @@ def photos_block(folder: Path, kinds: dict[str, str] = ON_PHOTOS) -> list[str]:
     rows = []
     for pair in next(iter(found.values()), {}):
         each = [column[pair] for column in found.values()]
-        rows.append([pair, f"{size(next(filter(None, each))[0]):,}", *(spread(map(accuracy, runs)) for runs in each)])
+        if any(each):
+            n = f"{size(next(filter(None, each))[0]):,}"
+            rows.append([pair, n, *(spread(map(accuracy, runs)) for runs in each)])
     return table(["pair", "n", *found], [*rows, ["**mean**", "", *map(mean_over_pairs, found.values())]])
 
 
