@@ -36,12 +36,17 @@ from runs import (
     read_metrics,
     resolve_checkpoint,
     save_checkpoint,
+    with_error,
 )
 from utils import UserError, atomic_path, run_script
 
 SHORT = ["--train_mode", "dann", "--target_file", "usps", *QUICK, "--val_period", "4", "--topk", "1"]
 SHORT += ["--run_name", "run"]
 CPU = torch.device("cpu")
+
+
+def test_an_accuracy_has_its_standard_error_but_where_all_or_nothing_is_right() -> None:
+    assert [with_error(right, 50) for right in (0.8, 1.0)] == ["0.8000 ± 0.057 (n = 50)", "1.0000 (n = 50)"]
 
 
 @pytest.fixture(scope="module")
