@@ -138,15 +138,12 @@ def compare(runs: list[Path], score: str | None = None) -> str:
     scored = any(result["scores"].get("class_ami") is not None for result in results.values())
     if not score and scored and not {rows[0].index(target) for target in targets} & set(measured):
         text += "\nno labels of the target, so no accuracy on it; --rank class_ami orders the runs without"
-    if score and (alike := sum(row[1] == rows[1][1] for row in rows[1:])) > 1:
-        text += f"\n{alike} runs have the highest {score}: it does not tell them apart, only labels can"
+    if score and (tied := sum(row[1] == rows[1][1] for row in rows[1:])) > 1:
+        text += f"\n{tied} runs have the highest {score}: it does not tell them apart, only labels can"
     split = next((split for split in ONCE if all(has[split])), "val")
     by_mode = {result["args"]["train_mode"]: result[f"target_{split}_accuracy"] for result in results.values()}
-    if (
-        set(differing) <= MAY_DIFFER
-        and len(results) == len(by_mode)
-        and None not in [by_mode.get("source"), by_mode.get("dann")]
-    ):
+    alike = set(differing) <= MAY_DIFFER
+    if alike and len(results) == len(by_mode) and None not in [by_mode.get("source"), by_mode.get("dann")]:
         text += f"\nadaptation gained {by_mode['dann'] - by_mode['source']:+.4f} on the target's {split}"
         if by_mode.get("target"):
             text += f"; training on target labels would gain {by_mode['target'] - by_mode['source']:+.4f}"

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import permutations, product
+from itertools import chain, permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -507,6 +507,8 @@ def test_the_page_says_of_photos_what_their_runs_hold() -> None:
     assert (len(strong), {pair for pair in strong if strong[pair] < whole[pair]}) == (5, {"sketch → cartoon"})
     assert strong["sketch → photo"] > whole["sketch → photo"] + 0.4
     assert {pair for pair in frozen if whole[pair] < frozen[pair]} == {"art → photo", "sketch → photo"}
+    minutes = [statistics.mean(run["seconds"] / 60 for run in chain(*column.values())) for column in small.values()]
+    assert [max(1, round(taken, -1)) for taken in minutes] == [1, 10, 20]  # the README's too
     means_of = map(statistics.mean, (*groups, whole.values(), frozen.values()))
     told = [source, statistics_alone, plain, adapted, without, widest, *means_of]
     text = (PROJECT / "lab" / "README.md").read_text(encoding="utf-8")

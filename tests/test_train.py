@@ -43,7 +43,7 @@ from dataset import Batches
 from listing import list_split
 from metrics import SCORES, VALIDATORS, domain_distance, predict
 from model import DANN, SOURCE, TARGET, lambda_schedule, one_cycle
-from runs import Run, build_network, in_words, load_checkpoint, locked, read_metrics
+from runs import Run, build_network, in_words, load_checkpoint, locked, read_metrics, with_error
 from utils import Ranks, UserError, seed_step
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -357,7 +357,7 @@ def test_accuracy_on_test_is_that_of_the_checkpoint_and_is_printed_and_not_in_th
         share = (answered[rows.image_name].to_numpy() == rows.label).mean()
         assert result[f"target_{split}_accuracy"] == pytest.approx(share)
         assert result["images"][f"target_{split}"] == count
-    assert f"{result['target_test_accuracy']:.4f}" in out
+    assert f"{with_error(result['target_test_accuracy'], result['images']['target_test'])} on " in out
     assert not any("test" in name for line in read_metrics(folder / "metrics.jsonl") for name in line)
 
 
@@ -500,7 +500,7 @@ def test_a_target_of_class_folders_alone_is_measured_as_a_whole_with_eval_split_
     answers = pd.read_csv(tmp_path / "pred.csv")
     share = (answers.image_name.str.split("/").str[0] == answers.label).mean()
     assert (result["target_train_accuracy"], result["images"]["target_train"]) == (pytest.approx(share), 24)
-    assert re.search(rf"{share:.4f} .*\(n = 24\) on t train, all of it", out)
+    assert f"{with_error(share, 24)} on t train, all of it" in out
     assert report.compare([Path(out.splitlines()[-1])]).splitlines()[0].split()[1:3] == ["target", "train"]
 
 
