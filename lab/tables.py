@@ -146,11 +146,12 @@ ON_PHOTOS = {
     "`target`": "target_{1}",
 }
 SMALL_PHOTO = 112  # pixels of a side, at which a whole backbone is trained
-ON_SMALL_PHOTOS = {
-    "frozen": "frozen112_{}_{}",
-    "whole, 300 steps": "whole112_{}_{}",
-    "whole, `--recipe strong`, 600 steps": "strong112_{}_{}",
-}
+WHOLE_SOURCE, WHOLE, WHOLE_STRONG = (
+    "whole, source labels alone, 300 steps",
+    "whole, `dann`, 300 steps",
+    "whole, `--recipe strong`, 600 steps",
+)
+ON_SMALL_PHOTOS = {"frozen, `dann`": "frozen112_{}_{}", WHOLE: "whole112_{}_{}", WHOLE_STRONG: "strong112_{}_{}"}
 
 Result = dict[str, Any]
 Cells = dict[Cell, list[Result]]
@@ -329,9 +330,8 @@ def mean_over_pairs(column: dict[str, list[Result]]) -> str:
     return f"{spread(whole)} ({len(whole)} seed{'s' * (len(whole) != 1)})"
 
 
-def photos_block(folder: Path, kinds: dict[str, str] = ON_PHOTOS) -> list[str]:
+def photos_table(found: dict[str, dict[str, list[Result]]]) -> list[str]:
     """A row per pair of styles, a column per kind of run, and their means over the pairs."""
-    found = on_photos(folder, kinds)
     rows = []
     for pair in next(iter(found.values()), {}):
         each = [column[pair] for column in found.values()]
@@ -341,12 +341,38 @@ def photos_block(folder: Path, kinds: dict[str, str] = ON_PHOTOS) -> list[str]:
     return table(["pair", "n", *found], [*rows, ["**mean**", "", *map(mean_over_pairs, found.values())]])
 
 
+def photos_block(folder: Path) -> list[str]:
+    """Frozen features at full size."""
+    return photos_table(on_photos(folder, ON_PHOTOS))
+
+
+def on_small_photos(folder: Path) -> dict[str, dict[str, list[Result]]]:
+    """As on_photos, of small ones; of the whole backbone first the network that `dann` is held against."""
+    found = on_photos(folder, ON_SMALL_PHOTOS)
+    alone = {pair: [run | run["source_only"] for run in runs] for pair, runs in found.get(WHOLE, {}).items()}
+    return {WHOLE_SOURCE: alone, **found} if alone else found
+
+
+def small_photos_block(folder: Path) -> list[str]:
+    """Frozen features beside a whole backbone."""
+    return photos_table(on_small_photos(folder))
+
+
 def photos_mean_block(folder: Path) -> list[str]:
     """The means over the pairs alone, of adaptation and of what it is held against."""
-    kinds = {words: ON_PHOTOS[words] for words in ("`source`", "DANN alone", "`dann`")}
-    found = on_photos(folder, kinds)
-    pairs = len(next(iter(found.values()), ()))
-    return table(["runs", *found], [[f"photos, mean of {pairs} pairs", *map(mean_over_pairs, found.values())]])
+    frozen, whole = on_photos(folder, ON_PHOTOS), on_small_photos(folder)
+    modes = {  # by column: frozen, whole
+        "`source`": ("`source`", WHOLE_SOURCE),
+        "DANN alone": ("DANN alone", ""),
+        "`dann`": ("`dann`", WHOLE),
+        "`dann --recipe strong`": ("", WHOLE_STRONG),
+    }
+    lines = [
+        [words, *(mean_over_pairs(found[names[i]]) if names[i] in found else "-" for names in modes.values())]
+        for i, (words, found) in enumerate({"frozen, `--freeze`": frozen, "whole, `--size 112`": whole}.items())
+        if found
+    ]
+    return table(["backbone", *modes], lines)
 
 
 # Block scores
@@ -632,7 +658,7 @@ def soak_block(folder: Path) -> list[str]:
 BLOCKS: dict[str, Callable[[Path], list[str]]] = {
     **{block: partial(accuracies_block, block=block) for block in ACCURACIES},
     "photos": photos_block,
-    "small_photos": partial(photos_block, kinds=ON_SMALL_PHOTOS),
+    "small_photos": small_photos_block,
     "photos_mean": photos_mean_block,
     "scores": scores_block,
     "speed": speed_block,
