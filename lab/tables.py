@@ -349,8 +349,11 @@ def photos_block(folder: Path) -> list[str]:
 def on_small_photos(folder: Path) -> dict[str, dict[str, list[Result]]]:
     """As on_photos, of small ones; of the whole backbone first the network that `dann` is held against."""
     found = on_photos(folder, ON_SMALL_PHOTOS)
-    alone = {pair: [run | run["source_only"] for run in runs] for pair, runs in found.get(WHOLE, {}).items()}
-    return {WHOLE_SOURCE: alone, **found} if alone else found
+    alone = {
+        pair: [run | run["source_only"] for run in runs if run.get("source_only")]
+        for pair, runs in found.get(WHOLE, {}).items()
+    }
+    return {WHOLE_SOURCE: alone, **found} if any(alone.values()) else found
 
 
 def small_photos_block(folder: Path) -> list[str]:
@@ -360,19 +363,17 @@ def small_photos_block(folder: Path) -> list[str]:
 
 def photos_mean_block(folder: Path) -> list[str]:
     """The means over the pairs alone, of adaptation and of what it is held against."""
-    frozen, whole = on_photos(folder, ON_PHOTOS), on_small_photos(folder)
-    modes = {  # by column: frozen, whole
-        "`source`": ("`source`", WHOLE_SOURCE),
-        "DANN alone": ("DANN alone", ""),
-        "`dann`": ("`dann`", WHOLE),
-        "`dann --recipe strong`": ("", WHOLE_STRONG),
+    found = on_photos(folder, ON_PHOTOS) | on_small_photos(folder)
+    rows = {
+        "frozen, `--freeze`": ("`source`", "DANN alone", "`dann`", ""),
+        "whole, `--size 112`": (WHOLE_SOURCE, "", WHOLE, WHOLE_STRONG),
     }
     lines = [
-        [words, *(mean_over_pairs(found[names[i]]) if names[i] in found else "-" for names in modes.values())]
-        for i, (words, found) in enumerate({"frozen, `--freeze`": frozen, "whole, `--size 112`": whole}.items())
-        if found
+        [words, *(mean_over_pairs(found[name]) if name in found else "-" for name in names)]
+        for words, names in rows.items()
+        if found.keys() & set(names)
     ]
-    return table(["backbone", *modes], lines)
+    return table(["backbone", "`source`", "DANN alone", "`dann`", "`dann --recipe strong`"], lines)
 
 
 # Block scores

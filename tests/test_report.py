@@ -105,9 +105,15 @@ def test_a_score_that_is_highest_in_two_runs_is_said_not_to_tell_them_apart(dann
 def test_of_a_frozen_and_a_whole_backbone_the_ranking_says_that_it_does_not_choose(
     dann_run: Path, tmp_path: Path
 ) -> None:
-    runs = [scored(dann_run, tmp_path / name, 0.5, freeze=freeze) for name, freeze in (("a", True), ("b", False))]
-    said = ["--freeze" in report.main([*map(str, some), "--rank", "bnm"])["table"] for some in (runs, runs[:1])]
-    assert said == [True, False]
+    runs = [
+        scored(dann_run, tmp_path / name, 0.5, freeze=freeze)
+        for name, freeze in (("a", True), ("b", True), ("c", False), ("older", None))
+    ]
+    said = [
+        "--freeze" in report.main([*map(str, some), "--rank", "bnm"])["table"]
+        for some in (runs[:2], runs[1:3], runs[2:])
+    ]
+    assert said == [False, True, False]
 
 
 def test_runs_of_two_targets_and_one_without_the_score_are_not_ranked(dann_run: Path, tmp_path: Path) -> None:
