@@ -341,11 +341,6 @@ def photos_table(found: dict[str, dict[str, list[Result]]]) -> list[str]:
     return table(["pair", "n", *found], [*rows, ["**mean**", "", *map(mean_over_pairs, found.values())]])
 
 
-def photos_block(folder: Path) -> list[str]:
-    """Frozen features at full size."""
-    return photos_table(on_photos(folder, ON_PHOTOS))
-
-
 def on_small_photos(folder: Path) -> dict[str, dict[str, list[Result]]]:
     """As on_photos, of small ones; of the whole backbone first the network that `dann` is held against."""
     found = on_photos(folder, ON_SMALL_PHOTOS)
@@ -354,11 +349,6 @@ def on_small_photos(folder: Path) -> dict[str, dict[str, list[Result]]]:
         for pair, runs in found.get(WHOLE, {}).items()
     }
     return {WHOLE_SOURCE: alone, **found} if any(alone.values()) else found
-
-
-def small_photos_block(folder: Path) -> list[str]:
-    """Frozen features beside a whole backbone."""
-    return photos_table(on_small_photos(folder))
 
 
 def photos_mean_block(folder: Path) -> list[str]:
@@ -658,8 +648,8 @@ def soak_block(folder: Path) -> list[str]:
 
 BLOCKS: dict[str, Callable[[Path], list[str]]] = {
     **{block: partial(accuracies_block, block=block) for block in ACCURACIES},
-    "photos": photos_block,
-    "small_photos": small_photos_block,
+    "photos": lambda folder: photos_table(on_photos(folder, ON_PHOTOS)),  # frozen features at full size
+    "small_photos": lambda folder: photos_table(on_small_photos(folder)),  # and beside a whole backbone
     "photos_mean": photos_mean_block,
     "scores": scores_block,
     "speed": speed_block,

@@ -274,7 +274,7 @@ def test_the_mean_over_pairs_of_photos_is_of_the_seeds_that_have_every_pair(tmp_
             found = result("dann", target, seed, 0.5 + 0.01 * k + 0.1 * seed)
             found["images"]["target_val"] = 50
             write_json(tmp_path / "photos" / f"dann_{source}_{target}_seed{seed}.json", found)
-    block = tables.photos_block(tmp_path)
+    block = tables.BLOCKS["photos"](tmp_path)
     assert row(block, "photo → art") == ["photo → art", "50", "0.550 ± 0.071"]
     assert row(block, "**mean**")[-1] == "0.605 ± 0.071 (2 seeds)"
     block = tables.photos_mean_block(tmp_path)
