@@ -80,7 +80,7 @@ UNTUNED = (("mnist", "mnistm"), ("mnist", "usps"), ("usps", "mnist"))  # pairs o
 PUBLISHED = {"source": ("0.33940", "0.73522"), "dann": ("0.41745", "0.82392"), "target": ("0.93466", "0.98992")}
 FIRST: Rows = {  # of the README
     "source labels alone: `source`": Cell("source"),
-    "DANN as the paper has it: `dann --recipe paper`": Cell("dann", "paper"),
+    "DANN, the paper's training: `dann --recipe paper`": Cell("dann", "paper"),
     "DANN, our default: `dann`": Cell("dann"),
     "with augmentation and pseudo-labels: `dann --recipe strong`": Cell("dann", "strong"),
     "with target labels: `target --with_source --recipe strong`": Cell("target", "strong", with_source=True),
@@ -143,7 +143,7 @@ ON_PHOTOS = {
     "DANN alone": "plain_{}_{}",
     "`dann --without adversarial`": "without_adversarial_{}_{}",
     "`dann`": "dann_{}_{}",
-    "`target`": "target_{1}",
+    "`target`, on a fifth": "target_{1}",
 }
 SMALL_PHOTO = 112  # pixels of a side, at which a whole backbone is trained
 WHOLE_SOURCE, WHOLE, WHOLE_STRONG = (
@@ -543,6 +543,12 @@ def numbers(place: str, found: dict[str, Any], keys: Iterable[str]) -> list[str]
     return [f"{found[key]:,.0f}" if found[key] >= 100 else f"{found[key]:.2f}" for key in keys]
 
 
+def measured_by(part: dict[str, Any]) -> list[str]:
+    """How often a part was measured and on what, above its table."""
+    times = f"Median of {part['repeats']}" if part["repeats"] > 1 else "Once"
+    return ["", f"{times}, {part['device']}:", ""]
+
+
 def speed_block(folder: Path) -> list[str]:
     """What benchmark.py measured, a table a part that was run."""
     lines: list[str] = []
@@ -551,8 +557,6 @@ def speed_block(folder: Path) -> list[str]:
         check_kinds(file, found, **dict.fromkeys(found, dict))
         for part, measured in found.items():
             check_kinds(f"{file} {part}", measured, device=str, repeats=int)
-        repeats, devices = (sorted({str(part[key]) for part in found.values()}) for key in ("repeats", "device"))
-        lines += ["", f"Medians of {' or '.join(repeats)}, {' and '.join(devices)}."]
         for part, columns in BY_NETWORK.items():
             rows = [
                 [f"`{arch}`", *numbers(f"{file} {part} {arch}", found[part][arch], columns.values())]
@@ -560,29 +564,29 @@ def speed_block(folder: Path) -> list[str]:
                 if arch in found.get(part, {})
             ]
             if rows:
-                lines += ["", *table([f"{part}, images/s", *columns], rows)]
+                lines += [*measured_by(found[part]), *table([f"{part}, images/s", *columns], rows)]
         if start := found.get("start"):
             check_kinds(f"{file} start", start, second_launch=dict)
             second = {**start, **start["second_launch"]}
             launches = [numbers(f"{file} start", launch, START.values()) for launch in (start, second)]
             heads = ["start of `train.py`", "first launch", "second launch"]
-            lines += ["", *table(heads, zip(START, *launches, strict=True))]
+            lines += [*measured_by(start), *table(heads, zip(START, *launches, strict=True))]
         if growth := found.get("growth"):
             check_kinds(f"{file} growth", growth, images_per_second=dict)
             rates = growth["images_per_second"]
             row = ["training, images/s", *numbers(f"{file} growth images_per_second", rates, rates)]
-            lines += ["", *table(["images a domain", *(f"{int(count):,}" for count in rates)], [row])]
+            lines += [*measured_by(growth), *table(["images a domain", *(f"{int(count):,}" for count in rates)], [row])]
         if large := found.get("large"):
             check_kinds(f"{file} large", large, photos=dict, arch=str)
             rows = [
                 [f"{int(count):,}", *numbers(f"{file} large {count}", measured, LARGE.values())]
                 for count, measured in large["photos"].items()
             ]
-            lines += ["", *table([f"photos, `{large['arch']}`", *LARGE], rows)]
+            lines += [*measured_by(large), *table([f"photos, `{large['arch']}`", *LARGE], rows)]
         if frozen := found.get("frozen"):
             check_kinds(f"{file} frozen", frozen, photos=int, arch=str)
             row = [f"{frozen['photos']:,}", *numbers(f"{file} frozen", frozen, FROZEN.values())]
-            lines += ["", *table([f"photos, `{frozen['arch']} --freeze`", *FROZEN], [row])]
+            lines += [*measured_by(frozen), *table([f"photos, `{frozen['arch']} --freeze`", *FROZEN], [row])]
         if reached := found.get("accuracy"):
             check_kinds(f"{file} accuracy", reached, steps=int, seconds_to=dict, seconds_by_part=dict)
             head = f"USPS val accuracy, `dann --max_steps {reached['steps']}`"
@@ -590,12 +594,13 @@ def speed_block(folder: Path) -> list[str]:
             seconds = "seconds from launch until it is first reached, validations not counted, a number a seed"
             lines += ["", *table([head, seconds], each)]
             values = numbers(f"{file} accuracy seconds_by_part", reached["seconds_by_part"], RUN_PARTS.values())
-            lines += ["", *table(["the same run, by part", "s"], zip(RUN_PARTS, values, strict=True))]
+            by_part = zip(RUN_PARTS, values, strict=True)
+            lines += [*measured_by(reached), *table(["the same run, by part", "s"], by_part)]
         if side := found.get("side"):
             check_kinds(f"{file} side", side, steps=int, images_per_second=dict)
             rows = [[count, *(f"{rate:,.0f}" for rate in rates)] for count, rates in side["images_per_second"].items()]
             heads = [f"`dann --max_steps {side['steps']}` at once", "first third, images/s in sum", "second", "last"]
-            lines += ["", *table(heads, rows)]
+            lines += [*measured_by(side), *table(heads, rows)]
         if compared := found.get("peers"):
             check_kinds(f"{file} peers", compared, steps=int, versions=dict, by=dict)
             check_kinds(f"{file} peers by", compared["by"], **dict.fromkeys(compared["by"], dict))
@@ -604,7 +609,10 @@ def speed_block(folder: Path) -> list[str]:
                 peers_row(f"{file} peers by {name}", name, compared["versions"].get(name), measured)
                 for name, measured in compared["by"].items()
             ]
-            lines += ["", *table([*heads, "images/s", "lines of code beside network and data"], rows)]
+            lines += [
+                *measured_by(compared),
+                *table([*heads, "images/s", "lines of code beside network and data"], rows),
+            ]
     return lines[1:]
 
 
