@@ -414,6 +414,17 @@ def test_the_score_that_the_pages_recommend_loses_least_or_hardly_more_on_averag
         assert lost[f"`{recommended}`"] <= min(lost.values()) + 0.02
 
 
+def test_the_page_says_how_many_harmful_runs_the_warning_named() -> None:
+    block = tables.scores_block(PROJECT / "results")
+    cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[3] for line in block[block.index("") + 3 :]}
+    named = {pair: [int(count) for count in cell.split(" of ")] for pair, cell in cells.items()}
+    where = {pair for pair, (count, _) in named.items() if count}
+    page = (PROJECT / "ADAPTATION.md").read_text(encoding="utf-8")
+    assert f"it named {sum(n for n, _ in named.values())} of {sum(of for _, of in named.values())} harmful runs" in page
+    assert all("label shift" in pair for pair in where)
+    assert sum(of for pair, (_, of) in named.items() if "timm" in pair) == 11
+
+
 def test_the_page_says_what_recipe_strong_loses_on_mnist_to_mnistm_and_to_what() -> None:
     cells = tables.read_results(PROJECT / "results")
     labelled, without_views, adapted = (
