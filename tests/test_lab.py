@@ -445,6 +445,22 @@ def test_a_distance_that_stays_is_no_proof_that_nothing_was_won() -> None:
     assert f"ends at {kept:.2f} on SVHN and is yet {gained:.2f} above its `source`" in page
 
 
+def test_the_scores_fail_where_the_page_says() -> None:
+    pairs = tables.runs_by_pair(PROJECT / "results")
+
+    def chosen_by(score: str, pair: str) -> Result:
+        runs = next(runs for name, runs in pairs.items() if name.startswith(pair))
+        values = ((line.get(score), run) for run in runs for line in tables.validations(run))
+        return max(((value, run) for value, run in values if value is not None), key=operator.itemgetter(0))[1]
+
+    for score in ("snd", "mixval"):
+        assert chosen_by(score, "MNIST-M → SVHN, `small`")["args"]["train_mode"] == "source"
+    for score in (INFORMATION, "bnm"):
+        shifted = chosen_by(score, "MNIST-M → USPS, label shift")
+        assert (shifted["args"]["train_mode"], shifted["args"]["without"]) == ("dann", ("priors", "confusion"))
+        assert shifted["target_val_accuracy"] < 0.7
+
+
 def test_a_lower_distance_is_not_always_better() -> None:
     assert min(distances(SHIFTED_DEFAULT, "usps")) > max(distances(SHIFTED, "usps"))
     assert accuracy(SHIFTED_DEFAULT, "usps") > accuracy(SHIFTED, "usps") + 0.3
