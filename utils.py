@@ -202,7 +202,8 @@ def describe_device(device: torch.device) -> str:
         return "mps"
     named = re.search(r"model name\s*:\s*(.+)", cpuinfo())
     name = named[1].strip() if named else platform.processor() or platform.machine()
-    return f"cpu ({name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
+    threads = torch.get_num_threads()
+    return f"cpu ({name}, {threads} thread{'s' * (threads > 1)}, {torch.backends.cpu.get_cpu_capability()})"
 
 
 # Files

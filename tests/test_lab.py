@@ -732,7 +732,7 @@ def test_each_library_trains_the_same_network_from_the_same_weights_and_its_imag
         "one": 2,
         "two": 2,
     }
-    assert "1 threads" in found["device"]
+    assert "1 thread," in found["device"]
     block = tables.speed_block(tmp_path)
     assert row(block, "one one's")[-1] == str(found["by"]["one"]["lines"])
     assert row(block, "`train.py`")[-1] == "1"
