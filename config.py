@@ -216,9 +216,9 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--recipe",
         choices=tuple(RECIPES),
         default="tuned",
-        help="paper: what arXiv 1505.07818 states, section 5.2, with nothing of ours but the length; tuned: the losses "
-        "of the paper with hyperparameters of ours (default); strong: with augmentation and the pseudo-labels of a "
-        "mean teacher besides",
+        help="paper: losses, optimizer, schedules and batches of arXiv 1505.07818, section 5.2, at a length and with a "
+        "network of ours; tuned: the losses of the paper with hyperparameters of ours (default); strong: with "
+        "augmentation and the pseudo-labels of a mean teacher besides",
     )
     length.add_argument(
         "--without",

@@ -61,6 +61,7 @@ class Listing:
     paths: list[Path]
     labels: list[str] | None
     rows: list[int] | None = None  # line numbers in the CSV, None for a folder
+    whole: bool = True  # False where images were left out by their labels
 
     def of(self, kept: list[int]) -> "Listing":
         """The listing of the images `kept` alone."""
@@ -674,4 +675,4 @@ def of_known_classes(listing: Listing, classes: list[str]) -> Listing:
         note(f"{what}; none of its folders is a class, so no accuracy is measured on it.")
         return replace(listing, labels=None)
     note(f"{what}; accuracy is measured on the {len(kept)} images of the classes that both have.")
-    return listing.of(kept)
+    return replace(listing.of(kept), whole=False)

@@ -199,7 +199,9 @@ def mixval(p: Tensor, partner: Tensor, mixed: Tensor) -> float:
 
     p: probabilities [N, K] of N images, partner: int64 [N], mixed: probabilities [N, K] of 0.55 x_i + 0.45 x_partner.
     The mean over two kinds of pairs, of the same answer and of different ones; a kind of which there is none counts
-    0, as one answer for all says nothing. Source: Hu et al., NeurIPS 2023, where each kind ranks the candidates.
+    0, as one answer for all says nothing. Source: Hu et al., NeurIPS 2023, where each kind ranks the candidates and
+    pairs of the same answer are drawn as such; here partners are drawn at random, so that with many classes they are
+    few, and with a frozen backbone its features are mixed, not images.
     """
     answer = p.argmax(1)
     alike, right = answer == answer[partner], mixed.argmax(1) == answer
@@ -261,8 +263,9 @@ def top_class_share(p: Tensor) -> float:
 def unsure(scores: dict[str, Any]) -> bool:
     """Whether the answers are unsure for what they tell apart: an entropy above a quarter of the diversity.
 
-    Of the runs in lab/, those warned of are right on 0.25 to 0.86 of the images, the others on 0.23 to 1.00. The number
-    of classes does not matter. Where nearly all of the target is one class, confident answers can count as unsure.
+    Of the runs in lab/, those warned of are right on 0.25 to 0.86 of the images, the others on 0.23 to 1.00. The fewer
+    the classes, the surer the answers must be: of two 0.96 on average, of ten 0.89, if the rest is spread evenly. Where
+    nearly all of the target is one class, confident answers can count as unsure.
     """
     return scores["entropy"] > 0.25 * scores["diversity"]
 
@@ -271,7 +274,7 @@ def collapse(last: dict[str, Any], num_classes: int, count: int) -> list[str]:
     """What the last line of metrics.jsonl gives cause to doubt in the answers, a sentence each; no label is used.
 
     count: images answered, which cannot show more classes than that; a handful shows nothing. A target need not have
-    all classes: answers that are sure and spread over some of them are no collapse.
+    all classes: answers that are sure and spread over a quarter of them or more are no collapse.
     """
     if last.get("diversity") is None or count < MINIMUM:
         return []
@@ -289,7 +292,8 @@ def collapse(last: dict[str, Any], num_classes: int, count: int) -> list[str]:
         )
     if share > max(0.6, min(0.9, 2 / num_classes)) or answered < most / 4:
         found.append(
-            f"few classes get the answers on the target, the first {share:.0%}: unless the target is like that, "
+            f"few classes get the answers on the target, as many as {answered:.1f} of {num_classes}, the first "
+            f"{share:.0%}: unless the target is like that, "
             "classes have merged; compare another --seed."
         )
     return found
@@ -342,12 +346,13 @@ def idle_adversary(
     distances = f" (proxy A-distance {distance_before:.2f} before, {distance:.2f} after)" if known else ""
     if max(line["lambda"] for line in lines) < 1e-3:
         found.append(
-            "lambda was 0 in every line, or nearly: nothing was adapted; use more steps, or a larger --lambda_max."
+            "lambda was 0 in every line, or nearly: the domain loss aligned nothing; use more steps, or a larger "
+            "--lambda_max."
         )
     if min(line["L_d"] for line in lines) > guess + 0.1 or lines[-1]["L_d"] > guess + 0.5:
         found.append(
             f"the domain classifier does worse than a guess (L_d {lines[-1]['L_d']:.2f}, a guess has 0.69): it does "
-            "not follow the features and nothing was adapted; try a lower -lr."
+            "not follow the features, and the domain loss aligned nothing; try a lower -lr."
         )
     elif min(line["L_d"] for line in lines) > guess - 0.003:
         found.append(

@@ -73,9 +73,11 @@ def read_result(run: Path) -> dict[str, Any]:
         checkpoint=str,
         args=dict,
         scores=dict,
+        images=dict,
     )
     check_kinds(file, result, **dict.fromkeys(once, MAYBE))
     check_kinds(f"{file} proxy_a_distance", result["proxy_a_distance"], trained=MAYBE)
+    check_kinds(f"{file} images", result["images"], target_val=MAYBE)
     check_kinds(f"{file} scores", result["scores"], **dict.fromkeys(result["scores"], MAYBE))
     check_kinds(f"{file} args", result["args"], train_mode=str, target_file=(str, type(None)))
     return result
@@ -96,12 +98,14 @@ def run_names(runs: list[Path]) -> dict[str, Path]:
 
 
 def ranked(results: dict[str, dict[str, Any]], score: str) -> dict[str, dict[str, Any]]:
-    """Results in the order of a validation score, the best first; UserError for one without it or of another target."""
-    targets = {result["args"]["target_file"]: name for name, result in results.items()}
+    """Results in the order of a validation score, the best first; UserError for one without it or of other images."""
+    targets = {
+        (result["args"]["target_file"], result["images"]["target_val"]): name for name, result in results.items()
+    }
     if len(targets) > 1:
         raise UserError(
-            f"--rank {score} compares runs of one target; {' and '.join(list(targets.values())[:2])} have two: leave "
-            "one of them out."
+            f"--rank {score} compares runs on the same images of one target, and those of "
+            f"{' and '.join(list(targets.values())[:2])} differ: leave one of them out."
         )
     without = [name for name, result in results.items() if result["scores"].get(score) is None]
     if without:

@@ -135,8 +135,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             before = read_json(folder / "args.json", classes=list)
             steps = {} if settings.epochs else {"total_steps": settings.total_steps(1, len(before["classes"]))}
             check_same_run(folder, before, settings.plain() | steps)
-        if settings.resume and (folder / "result.json").exists():
-            result = read_json(folder / "result.json")
+        if settings.resume and (folder / "result.json").exists() and (result := finished(folder, settings)):
             print(f"{folder} is finished, nothing to do.\n{folder}")
             return {**result, "folder": str(folder)}
         again = settings.resume and (folder / "last.pt").exists()
@@ -167,6 +166,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return {**result, "folder": str(folder)}
 
 
+def finished(folder: Path, settings: Settings) -> dict[str, Any] | None:
+    """The result of a run, None where it lacks the accuracy that --eval_split asks for now."""
+    result, split = read_json(folder / "result.json"), settings.eval_split
+    return result if split == "val" or result.get(f"target_{split}_accuracy") is not None else None
+
+
 # Data
 
 
@@ -174,8 +179,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 class Data:
     """What a mode reads: `labelled` trains G_y, `unlabelled` (dann only) has no label, the rest is for measuring.
 
-    target_sample: of a target without a labelled val set, images on which what needs no label is measured; None where
-    they are of `unlabelled`.
+    target_sample: images on which what needs no label is measured, of a target without a labelled val set or with
+    classes in it that the source lacks, as no label may choose them; None where they are of target_val or `unlabelled`.
     labelled_t: what trains G_y besides, of the target (target --with_source only).
     """
 
@@ -190,7 +195,7 @@ class Data:
     @cached_property
     def on_target(self) -> Domain | None:
         """The images of the target on which what needs no label is measured, with features once they have them."""
-        found = self.target_val or self.target_sample
+        found = self.target_sample or self.target_val
         return self.unlabelled.some(SAMPLE_IMAGES) if not found and self.unlabelled else found
 
     def sizes(self) -> dict[str, int | None]:
@@ -249,9 +254,10 @@ def load_data(settings: Settings) -> Data:
     if settings.with_source and target:
         labelled_t = in_full(to_train_on(settings, target), classes, label=f"read {target} train")
     source_val = read(source, "val", classes) if reads_source else None
-    target_val = read(target, "val", classes) if target else None
+    to_measure = list_to_measure(settings, target, "val", classes) if target else None
+    target_val = in_full(to_measure, classes, label=f"read {target} val") if to_measure else None
     sample = None
-    if target and target_val is None and mode != "target":
+    if target and not (to_measure and to_measure.whole) and mode != "target":
         sample = read(target, "val", None, SAMPLE_IMAGES)
         if sample is None and unlabelled is None:
             sample = read(target, "train", None, SAMPLE_IMAGES)
@@ -559,7 +565,7 @@ def check_finite(run: Run, found: dict[str, Tensor], lr: float) -> None:
 
 @dataclass
 class Measured:
-    """Answers on the val sets at `step`; `target`: on the target's val or, without labels there, on a sample."""
+    """Answers on the val sets at `step`; `target`: on what Data.on_target has."""
 
     step: int
     source_val: Answers | None
@@ -573,7 +579,7 @@ def measure(run: Run, data: Data, in_full: bool = True) -> Measured:
     if source_val and source_val.features is None and not in_full:
         source_val = source_val.some(SAMPLE_IMAGES)
     target_val = answers(run.predictor, data.target_val)
-    target = target_val or answers(run.predictor, data.on_target)
+    target = target_val if data.on_target is data.target_val else answers(run.predictor, data.on_target)
     return Measured(run.step, answers(run.predictor, source_val, SOURCE), target_val, target)
 
 
@@ -745,12 +751,13 @@ def against_source_only(
     with contextlib.suppress(UserError):
         net = net or source_only(run, data, settings)
     found = answers(net, data.on_target) if net else None
-    if found is None or not found.probabilities.isfinite().all():
+    if net is None or found is None or not found.probabilities.isfinite().all():
         return None
+    on_val = found if data.on_target is data.target_val else answers(net, data.target_val)
     return {
         **changed_answers(found.probabilities, measured.target.probabilities),
         "steps": min(run.total_steps, SOURCE_STEPS),
-        "target_val_accuracy": found.accuracy,
+        "target_val_accuracy": on_val.accuracy if on_val else None,
     }
 
 

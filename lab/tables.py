@@ -392,44 +392,58 @@ def validations(result: Result) -> list[Result]:
 
 
 def weighted_spearman(scores: Sequence[float], accuracies: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, -1..1, in which high scores, which are those chosen, weigh more.
+    """Spearman's rank correlation, -1..1, in which the best of either weigh more.
 
-    Each point weighs the square of the dense rank of its score; None for fewer than three points or a constant.
-    Source: Musgrave et al., arXiv 2208.07360.
+    A point weighs the square of its dense rank over the highest, by score or accuracy, whichever is more; its rank is
+    the weight of those below it and half of that of its equals. None for fewer than three points or a constant. Source:
+    Musgrave et al., arXiv 2208.07360, as their code has it.
     """
     if len(scores) < 3 or min(scores) == max(scores) or min(accuracies) == max(accuracies):
         return None
-    weights = pd.Series(scores).rank(method="dense") ** 2
-    covariance = np.cov(pd.Series(scores).rank(), pd.Series(accuracies).rank(), aweights=weights)
+    both = pd.DataFrame({"score": scores, "accuracy": accuracies})
+    dense = both.rank(method="dense")
+    weights = (dense / dense.max()).max(axis=1) ** 2
+
+    def ranks(values: pd.Series) -> pd.Series:
+        groups = weights.groupby(values)
+        below, n = groups.sum().cumsum() - groups.sum(), groups.count()
+        return values.map(below + (n + 1) / 2 * groups.mean())
+
+    covariance = np.cov(ranks(both.score), ranks(both.accuracy), aweights=weights)
     return float(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]))
 
 
 def lost_by_choice(scores: Sequence[float], accuracies: Sequence[float]) -> float:
-    """Accuracy lost by taking the highest score, of equal ones the first, instead of the highest accuracy."""
-    return max(accuracies) - accuracies[scores.index(max(scores))]
+    """Accuracy lost by taking the highest score instead of the highest accuracy; of equal scores their mean."""
+    chosen = [accuracy for score, accuracy in zip(scores, accuracies, strict=True) if score == max(scores)]
+    return max(accuracies) - statistics.mean(chosen)
 
 
 def scores_block(folder: Path) -> list[str]:
-    """By pair the weighted correlation of each validation score with the accuracy, and what choosing by it costs."""
+    """By pair the weighted correlation of each validation score with the accuracy, and what choosing by it costs.
+
+    On the validations of a pair that have every score that any of them has; means are over pairs that have all scores.
+    """
     pairs, names = runs_by_pair(folder), (*VALIDATORS, "source_val_accuracy")
     rows, lost = [], defaultdict(list)
     for pair, runs in pairs.items():
-        points, cells = [point for run in runs for point in validations(run)], []
-        for score in names:
-            known = [(p[score], p["target_val_accuracy"]) for p in points if p.get(score) is not None]
-            if len(known) < 10:  # a choice among a few says nothing
-                cells.append("-")
-                continue
-            values, accuracies = [value for value, _ in known], [accuracy for _, accuracy in known]
+        points = [point for run in runs for point in validations(run)]
+        measured = [name for name in names if any(point.get(name) is not None for point in points)]
+        points = [point for point in points if all(point.get(name) is not None for name in measured)]
+        if len(points) < 10:  # a choice among a few says nothing
+            continue
+        accuracies, cells = [point["target_val_accuracy"] for point in points], {}
+        for name in measured:
+            values = [point[name] for point in points]
             cost = lost_by_choice(values, accuracies)
-            cells.append(f"{shown(weighted_spearman(values, accuracies), 2)}, {cost:.3f} ({len(known)})")
-            lost[score].append(cost)
-        if set(cells) != {"-"}:
-            rows.append([pair, *cells])
+            cells[name] = f"{shown(weighted_spearman(values, accuracies), 2)}, {cost:.3f}"
+            if len(measured) == len(names):
+                lost[name].append(cost)
+        rows.append([pair, str(len(points)), *(cells.get(name, "-") for name in names)])
     for words, of in (("accuracy lost, mean", statistics.mean), ("worst pair", max)):
-        rows.append([f"**{words}**", *(f"**{of(lost[name]):.3f}**" if lost[name] else "-" for name in names)])
+        rows.append([f"**{words}**", "", *(f"**{of(lost[name]):.3f}**" if lost[name] else "-" for name in names)])
     return [
-        *table(["pair", *(f"`{name}`" for name in names)], rows),
+        *table(["pair", "validations", *(f"`{name}`" for name in names)], rows),
         "",
         *table(
             ["runs", "warned of their answers", "not warned", "harmful `dann`, named", "harmless, named"],

@@ -9,7 +9,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain, permutations, product
 from pathlib import Path
 from typing import Any
@@ -254,18 +254,32 @@ def test_an_evidence_row_says_how_many_runs_measured_what(project: Path) -> None
 
 def test_a_score_that_follows_the_accuracy_has_correlation_one_and_loses_nothing(tmp_path: Path) -> None:
     """A run of ten validations, whose entropy is of no use and whose information rises with the accuracy."""
-    line = {"source_val_accuracy": 0.9, "bnm": None}
+    line = {"source_val_accuracy": 0.9, **dict.fromkeys(VALIDATORS, 0.0)}
     found = [line | {"target_val_accuracy": 0.1 * i, "information": i**2, "snd": -i} for i in range(10)]
     write_json(tmp_path / "a.json", result("dann", "usps", 0, 0.9) | {"validations": found})
     block = tables.scores_block(tmp_path)
     block = block[: block.index("")]
     cells = dict(zip(row(block, "pair"), row(block, "MNIST-M → USPS, `small`, n = 200"), strict=True))
-    assert cells["`information`"] == "1.00, 0.000 (10)"
-    assert cells["`snd`"] == "-1.00, 0.900 (10)"
-    assert cells["`source_val_accuracy`"] == "-, 0.900 (10)"
-    assert cells["`bnm`"] == "-"
+    assert cells["validations"] == "10"
+    assert cells["`information`"] == "1.00, 0.000"
+    assert cells["`snd`"] == "-0.99, 0.900"
+    assert cells["`source_val_accuracy`"] == "-, 0.450"  # all equal: any of them
     lost = dict(zip(row(block, "pair"), row(block, "**worst pair**"), strict=True))
-    assert (lost["`information`"], lost["`snd`"], lost["`bnm`"]) == ("**0.000**", "**0.900**", "-")
+    assert (lost["`information`"], lost["`snd`"], lost["`bnm`"]) == ("**0.000**", "**0.900**", "**0.450**")
+
+
+def test_scores_are_compared_on_the_same_validations(tmp_path: Path) -> None:
+    """One that some validations lack is no reason for another to be judged on them; one that all lack is a dash."""
+    found = [
+        {"target_val_accuracy": 0.05 * i, "information": -i, "snd": i if i < 10 else None, "bnm": None}
+        for i in range(12)
+    ]
+    write_json(tmp_path / "a.json", result("dann", "usps", 0, 0.9) | {"validations": found})
+    block = tables.scores_block(tmp_path)
+    block = block[: block.index("")]
+    cells = dict(zip(row(block, "pair"), row(block, "MNIST-M → USPS, `small`, n = 200"), strict=True))
+    assert (cells["validations"], cells["`information`"], cells["`bnm`"]) == ("10", "-0.99, 0.450", "-")
+    assert row(block, "**worst pair**")[2:] == ["-"] * 7
 
 
 def test_the_mean_over_pairs_of_photos_is_of_the_seeds_that_have_every_pair(tmp_path: Path) -> None:
@@ -281,12 +295,39 @@ def test_the_mean_over_pairs_of_photos_is_of_the_seeds_that_have_every_pair(tmp_
     assert row(block, "frozen, `--freeze`")[1:] == ["-", "-", "0.605 ± 0.071 (2 seeds)", "-"]
 
 
+def weighted_by_hand(scores: Sequence[float], accuracies: Sequence[float]) -> float:
+    """Number by number: a point's weight is the square of its better rank, its rank the weight below it."""
+    n = range(len(scores))
+
+    def dense(values: Sequence[float], i: int) -> float:
+        return sum(value <= values[i] for value in set(values)) / len(set(values))
+
+    w = [max(dense(scores, i), dense(accuracies, i)) ** 2 for i in n]
+
+    def rank(values: Sequence[float], i: int) -> float:
+        equal = [w[j] for j in n if values[j] == values[i]]
+        return sum(w[j] for j in n if values[j] < values[i]) + (len(equal) + 1) / 2 * sum(equal) / len(equal)
+
+    x, y = ([rank(values, i) for i in n] for values in (scores, accuracies))
+    mx, my = (sum(w[i] * r[i] for i in n) / sum(w) for r in (x, y))
+    xy, xx, yy = (
+        sum(w[i] * (a[i] - ma) * (b[i] - mb) for i in n)
+        for a, ma, b, mb in ((x, mx, y, my), (x, mx, x, mx), (y, my, y, my))
+    )
+    return xy / math.sqrt(xx * yy)
+
+
 def test_the_correlation_weighs_high_scores_more() -> None:
     assert tables.weighted_spearman([1, 2, 3, 4], [1, 4, 9, 16]) == pytest.approx(1)
     swapped_low, swapped_high = ([2, 1, 3, 4], [1, 2, 4, 3])
     low, high = (tables.weighted_spearman([1, 2, 3, 4], order) for order in (swapped_low, swapped_high))
-    assert low == pytest.approx(0.9295, abs=1e-4)  # by hand, weights 1, 4, 9, 16
-    assert high == pytest.approx(0.3768, abs=1e-4)
+    assert low == pytest.approx(weighted_by_hand([1, 2, 3, 4], swapped_low))
+    assert high == pytest.approx(weighted_by_hand([1, 2, 3, 4], swapped_high))
+    assert low is not None
+    assert high is not None
+    assert high < low - 0.4
+    ties = ([1, 1, 2, 3], [1, 3, 2, 2])
+    assert tables.weighted_spearman(*ties) == pytest.approx(weighted_by_hand(*ties))
     assert tables.weighted_spearman([1, 2], [1, 2]) is None
     assert tables.weighted_spearman([1, 1, 1], [1, 2, 3]) is None
 
@@ -409,7 +450,7 @@ def test_the_score_that_the_pages_recommend_loses_least_or_hardly_more_on_averag
     block = block[: block.index("")]
     for words in ("**accuracy lost, mean**", "**worst pair**"):
         lost = dict(
-            zip(row(block, "pair")[1:], (float(cell.strip("*")) for cell in row(block, words)[1:]), strict=True)
+            zip(row(block, "pair")[2:], (float(cell.strip("*")) for cell in row(block, words)[2:]), strict=True)
         )
         assert lost[f"`{recommended}`"] <= min(lost.values()) + 0.02
 

@@ -1,6 +1,7 @@
 """Accuracy, distance and validation scores are what their formulas say, and runs that go wrong are warned of."""
 
 import math
+import operator
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,6 +129,16 @@ def test_the_neighbourhood_density_is_that_computed_by_hand() -> None:
     assert soft_neighbourhood_density(p) == pytest.approx(by_hand, abs=1e-6)
 
 
+def test_the_neighbourhood_density_goes_by_the_cosine_at_temperature_0_05() -> None:
+    p, total = [(0.8, 0.2), (0.75, 0.25), (0.7, 0.3)], 0.0
+    for i in range(3):
+        others = [p[j] for j in range(3) if j != i]
+        cosines = [sum(map(operator.mul, p[i], q)) / math.hypot(*p[i]) / math.hypot(*q) for q in others]
+        parts = [math.exp(cosine / 0.05) for cosine in cosines]
+        total -= sum(part / sum(parts) * math.log(part / sum(parts)) for part in parts)
+    assert soft_neighbourhood_density(torch.tensor(p)) == pytest.approx(total / 3, abs=1e-6)
+
+
 def test_images_alike_are_denser_than_images_spread_between_the_classes() -> None:
     torch.manual_seed(0)
     clusters = torch.eye(10).repeat(20, 1) * 0.9 + 0.01
@@ -139,6 +150,7 @@ def test_the_batch_nuclear_norm_is_that_computed_by_hand() -> None:
     assert batch_nuclear_norm(p) == pytest.approx((math.sqrt(3) + 1) / math.sqrt(4 * 2))
     assert batch_nuclear_norm(torch.eye(4).repeat(5, 1)) == pytest.approx(1.0)
     assert batch_nuclear_norm(torch.eye(4)[[2] * 10]) == pytest.approx(math.sqrt(10) / math.sqrt(40))  # one answer
+    assert batch_nuclear_norm(torch.eye(4)[:2]) == pytest.approx(1.0)  # fewer images than classes
 
 
 def test_the_class_ami_is_one_where_answers_are_the_clusters_and_zero_where_they_are_one() -> None:
@@ -149,7 +161,9 @@ def test_the_class_ami_is_one_where_answers_are_the_clusters_and_zero_where_they
     assert class_ami(p.roll(1, 1), features) == pytest.approx(1.0)  # by any names
     assert class_ami(torch.eye(3)[[1] * 30], features) == 0.0
     assert class_ami(torch.eye(3)[[1] * 30], torch.zeros(30, 3)) == 0.0  # all has collapsed
-    assert abs(class_ami(torch.eye(3).repeat(10, 1), features)) < 0.1  # answers across the clusters
+    assert -0.1 < class_ami(torch.eye(3).repeat(10, 1), features) < 0.0  # answers across the clusters: below chance
+    assert class_ami(p, features * torch.logspace(-2, 2, 30)[:, None]) == pytest.approx(1.0)  # whatever their length
+    assert class_ami(torch.eye(3), torch.eye(3)) == 0.0  # no more images than classes
 
 
 def test_the_importance_weighted_accuracy_is_that_computed_by_hand() -> None:
@@ -176,6 +190,16 @@ def test_every_validator_scores_a_network_and_none_reads_a_label_of_the_target()
     on_target.right = None
     assert validation_scores(net, target.images, on_target, on_source) == found
     assert validation_scores(net, target.images, on_target)["iw"] is None  # without labels of the source
+
+
+def test_the_weights_of_the_source_are_those_of_the_images_whose_answers_they_weigh() -> None:
+    """Every third image of the source looks like the target's, and the network is right on these alone."""
+    like = torch.arange(90) % 3 == 0
+    source = Answers(like.float()[:, None], torch.eye(10)[[0] * 90], like)
+    target = Answers(torch.ones(60, 1), torch.eye(10)[[0] * 60], None)
+    found = validation_scores(DANN(size=8), torch.zeros(60, 8, 8, 3, dtype=torch.uint8), target, source)
+    assert found["iw"] is not None
+    assert found["iw"] > 0.8
 
 
 def test_the_scores_of_images_in_the_order_of_their_classes_are_those_of_any_order() -> None:

@@ -116,12 +116,16 @@ def test_of_a_frozen_and_a_whole_backbone_the_ranking_says_that_it_does_not_choo
     assert said == [False, True, False]
 
 
-def test_runs_of_two_targets_and_one_without_the_score_are_not_ranked(dann_run: Path, tmp_path: Path) -> None:
-    other, none = (
+def test_runs_on_other_images_and_one_without_the_score_are_not_ranked(dann_run: Path, tmp_path: Path) -> None:
+    other, none, fewer = (
         scored(dann_run, tmp_path / "other", 0.1, target_file="svhn"),
         scored(dann_run, tmp_path / "none", None),
+        scored(dann_run, tmp_path / "fewer", 0.1),
     )
-    for run in (other, none):
+    content = json.loads((fewer / "result.json").read_text())
+    content["images"]["target_val"] -= 1
+    (fewer / "result.json").write_text(json.dumps(content))
+    for run in (other, none, fewer):
         code, out, error = ended(report, dann_run, run, "--rank", "bnm")
         assert (code, out, run.name in error) == (2, "", True)
 
@@ -135,6 +139,7 @@ def test_runs_of_two_targets_and_one_without_the_score_are_not_ranked(dann_run: 
         ("source_val_accuracy", True),
         ("proxy_a_distance", "far"),
         ("proxy_a_distance.trained", {}),
+        ("images.target_val", []),
         ("seconds", None),
         ("seconds", 10**400),
         ("checkpoint", 3),

@@ -416,6 +416,16 @@ def test_a_test_split_that_cannot_be_scored_is_named_and_the_trained_run_is_fini
     assert finished["target_test_accuracy"] == again["target_test_accuracy"]
 
 
+def test_a_finished_run_is_measured_on_the_test_split_with_resume(tested_data: Path, tmp_path: Path) -> None:
+    before = quick_run(tested_data, tmp_path, "dann", "usps", "--run_name", "run")
+    file = Path(before["folder"]) / "last.pt"
+    kept = weights(before, "last.pt")
+    after = quick_run(tested_data, tmp_path, "dann", "usps", "--run_name", "run", "--resume", *ON_TEST)
+    assert (before["target_test_accuracy"], after["target_test_accuracy"] is None) == (None, False)
+    assert after["target_val_accuracy"] == before["target_val_accuracy"]
+    assert same_tensors(kept, weights(after, file.name))
+
+
 def test_a_run_whose_train_cannot_be_scored_is_finished_without_that_number(tested_data: Path, tmp_path: Path) -> None:
     """Some labels are missing, as of a target of which fifty images have one."""
     change_csv(tested_data / "usps" / "train.csv", lambda table: table.assign(label=[1, *[""] * (len(table) - 1)]))
@@ -589,6 +599,27 @@ def test_source_and_dann_measure_an_unlabelled_target_on_the_same_images_spread_
     assert len(names) == 15
     assert names == sorted(names) != every[:15]
     assert set(names) < set(every)
+
+
+def test_labels_choose_no_image_on_which_scores_without_labels_are_measured(small_data: Path, tmp_path: Path) -> None:
+    """A target's val in folders, one of which is no class of the source: the accuracy alone is without it."""
+    (tmp_path / "mnistm").symlink_to(small_data / "mnistm")
+    shutil.copytree(small_data / "svhn" / "data", tmp_path / "photos" / "train")
+    for i, file in enumerate(sorted((small_data / "usps" / "data").iterdir())):
+        folder = tmp_path / "photos" / "val" / ("3", "7", "other")[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder)
+    val = tmp_path / "photos" / "val"
+    outcome = quick_run(tmp_path, tmp_path / "a", "dann", "photos", "--select", "class_ami")
+    assert outcome["images"]["target_val"] == len([*val.glob("[37]/*")])
+    for before, after in (("other", "kept"), ("7", "other"), ("kept", "7")):
+        (val / before).rename(val / after)
+    again = quick_run(tmp_path, tmp_path / "b", "dann", "photos", "--select", "class_ami")
+    assert None not in (outcome["target_val_accuracy"], again["target_val_accuracy"])
+    names = ("scores", "proxy_a_distance", "warnings", "selected_step")
+    assert {name: outcome[name] for name in names} == {name: again[name] for name in names}
+    alike = ("agreement", "confidence", "entropy", "diversity")
+    assert all(outcome["source_only"][name] == pytest.approx(again["source_only"][name]) for name in alike)
 
 
 def refuse_unlabelled_source(root: Path) -> tuple[str, ...]:
