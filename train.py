@@ -167,9 +167,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def finished(folder: Path, settings: Settings) -> dict[str, Any] | None:
-    """The result of a run, None where it lacks the accuracy that --eval_split asks for now."""
-    result, split = read_json(folder / "result.json"), settings.eval_split
-    return result if split == "val" or result.get(f"target_{split}_accuracy") is not None else None
+    """The result of a run, None where --eval_split asks for an accuracy that it lacks; UserError without last.pt."""
+    result, split = read_json(folder / "result.json", images=dict), settings.eval_split
+    if split == "val" or result.get(f"target_{split}_accuracy") is not None:
+        return result
+    if not (folder / "last.pt").exists():
+        raise UserError(
+            f"{folder} is finished and has no last.pt to measure --eval_split {split} with; leave out --eval_split."
+        )
+    return None
 
 
 # Data
@@ -258,7 +264,7 @@ def load_data(settings: Settings) -> Data:
     target_val = in_full(to_measure, classes, label=f"read {target} val") if to_measure else None
     sample = None
     if target and not (to_measure and to_measure.whole) and mode != "target":
-        sample = read(target, "val", None, SAMPLE_IMAGES)
+        sample = read(target, "val", None, None if to_measure else SAMPLE_IMAGES)
         if sample is None and unlabelled is None:
             sample = read(target, "train", None, SAMPLE_IMAGES)
     cache.tell()
@@ -270,7 +276,7 @@ def load_data(settings: Settings) -> Data:
 def refuse_selection(settings: Settings, data: Data) -> None:
     """UserError where what --select goes by cannot be measured."""
     select, source_val = settings.select, data.source_val
-    on_target = data.target_val or data.target_sample or data.unlabelled
+    on_target = data.target_sample or data.target_val or data.unlabelled
     weighed = source_val if source_val and on_target and min(len(source_val), len(on_target)) >= MINIMUM else None
     needed = {"source_val": source_val, "target_val": data.target_val, **dict.fromkeys(VALIDATORS, on_target)}
     needed["iw"] = weighed
@@ -589,8 +595,8 @@ def validate(
     """Measure the network, and make the line of metrics.jsonl; None (null) for what was not measured.
 
     in_full: on the whole of the source's val, as the numbers of a result are. numbers: p, lambda and lr of the step
-    just done, means since the last line. The validation scores are of the target's val images or, where there are none,
-    of some of its train images. The first validation measures the untrained network, too.
+    just done, means since the last line. The validation scores are of the images of Data.on_target. The first
+    validation measures the untrained network, too.
     """
     if run.teacher:
         run.teacher.measure_source(batch_s(step)[0] for step in range(max(0, run.step - SOURCE_BATCHES), run.step))
@@ -641,7 +647,9 @@ def finish(
     if measured is None or measured.step != selected["step"]:  # else the last validation was of these weights
         run.predictor.load_state_dict(selected["model"])
         measured = measure(run, data)
-    once = measured_once(run, data, settings)
+    once = {f"target_{split}": each for split, each in measured_once(run, data, settings).items()}
+    file = run.folder / "result.json"
+    before = read_json(file, images=dict) if file.exists() else {"images": {}}  # it may have the other split's accuracy
     metrics = selected["metrics"]
     after = metrics.get("proxy_a_distance")
     draw_figures(run.folder, log, (settings.target_file, settings.source_file), data, measured)
@@ -657,7 +665,9 @@ def finish(
     predicting = (*run.net.feature_extractor.parameters(), *run.net.label_classifier.parameters())
     result = {
         "target_val_accuracy": metrics["target_val_accuracy"],
-        **{f"target_{split}_accuracy": found.accuracy if found else None for split, found in once.items()},
+        **{
+            f"{name}_accuracy": each.accuracy if each else before.get(f"{name}_accuracy") for name, each in once.items()
+        },
         "source_val_accuracy": metrics["source_val_accuracy"],
         "scores": {name: metrics.get(name) for name in (*SCORES, *PSEUDO_LABEL_MEASURES)},
         "losses": {name: metrics.get(name) for name in LOGGED},
@@ -675,7 +685,7 @@ def finish(
         "checkpoint": name,
         "images": {
             **data.sizes(),
-            **{f"target_{split}": len(found.probabilities) if found else None for split, found in once.items()},
+            **{name: len(each.probabilities) if each else before["images"].get(name) for name, each in once.items()},
         },
         "parameters": sum(parameter.numel() for parameter in predicting),
         "command": command,
@@ -685,7 +695,7 @@ def finish(
         "processes": settings.processes or 1,
         "precision": str(run.precision).removeprefix("torch."),
     }
-    write_json(run.folder / "result.json", result)
+    write_json(file, result)
     return result
 
 

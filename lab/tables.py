@@ -395,8 +395,8 @@ def weighted_spearman(scores: Sequence[float], accuracies: Sequence[float]) -> f
     """Spearman's rank correlation, -1..1, in which the best of either weigh more.
 
     A point weighs the square of its dense rank over the highest, by score or accuracy, whichever is more; its rank is
-    the weight of those below it and half of that of its equals. None for fewer than three points or a constant. Source:
-    Musgrave et al., arXiv 2208.07360, as their code has it.
+    the weight of those below it and (n + 1) / 2 times the mean weight of its n equals, itself among them. None for
+    fewer than three points or a constant. Source: Musgrave et al., arXiv 2208.07360, as their code has it.
     """
     if len(scores) < 3 or min(scores) == max(scores) or min(accuracies) == max(accuracies):
         return None

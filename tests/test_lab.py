@@ -296,7 +296,7 @@ def test_the_mean_over_pairs_of_photos_is_of_the_seeds_that_have_every_pair(tmp_
 
 
 def weighted_by_hand(scores: Sequence[float], accuracies: Sequence[float]) -> float:
-    """Number by number: a point's weight is the square of its better rank, its rank the weight below it."""
+    """Number by number: a point's weight is the square of its better rank, its rank the weight up to it."""
     n = range(len(scores))
 
     def dense(values: Sequence[float], i: int) -> float:

@@ -422,8 +422,19 @@ def test_a_finished_run_is_measured_on_the_test_split_with_resume(tested_data: P
     kept = weights(before, "last.pt")
     after = quick_run(tested_data, tmp_path, "dann", "usps", "--run_name", "run", "--resume", *ON_TEST)
     assert (before["target_test_accuracy"], after["target_test_accuracy"] is None) == (None, False)
+    flags = ("--run_name", "run", "--resume", "--eval_split", "train")
+    both = quick_run(tested_data, tmp_path, "dann", "usps", *flags)
+    assert both["target_train_accuracy"] is not None
+    assert both["target_test_accuracy"] == after["target_test_accuracy"]
+    assert both["images"]["target_test"] == after["images"]["target_test"]
     assert after["target_val_accuracy"] == before["target_val_accuracy"]
-    assert same_tensors(kept, weights(after, file.name))
+    assert same_tensors(kept, weights(both, file.name))
+    (file.parent / "result.json").write_text(json.dumps(before))
+    file.unlink()
+    arguments = ["--data_root", tested_data, "--train_mode", "dann", "--target_file", "usps", "--save_dir"]
+    code, _, error = ended(train, *arguments, file.parent.parent, *flags, *QUICK)
+    assert (code, "last.pt" in error) == (2, True)
+    assert json.loads((file.parent / "result.json").read_text()) == before
 
 
 def test_a_run_whose_train_cannot_be_scored_is_finished_without_that_number(tested_data: Path, tmp_path: Path) -> None:
