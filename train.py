@@ -584,9 +584,13 @@ def measure(run: Run, data: Data, in_full: bool = True) -> Measured:
     source_val = data.source_val
     if source_val and source_val.features is None and not in_full:
         source_val = source_val.some(SAMPLE_IMAGES)
-    target_val = answers(run.predictor, data.target_val)
-    target = target_val if data.on_target is data.target_val else answers(run.predictor, data.on_target)
-    return Measured(run.step, answers(run.predictor, source_val, SOURCE), target_val, target)
+    return Measured(run.step, answers(run.predictor, source_val, SOURCE), *answers_on_target(run.predictor, data))
+
+
+def answers_on_target(net: DANN, data: Data) -> tuple[Answers | None, Answers | None]:
+    """Answers on the target's val and on what Data.on_target has, predicted once where these are the same."""
+    on_val = answers(net, data.target_val)
+    return on_val, on_val if data.on_target is data.target_val else answers(net, data.on_target)
 
 
 def validate(
@@ -760,10 +764,9 @@ def against_source_only(
     net = run.source_only
     with contextlib.suppress(UserError):
         net = net or source_only(run, data, settings)
-    found = answers(net, data.on_target) if net else None
-    if net is None or found is None or not found.probabilities.isfinite().all():
+    on_val, found = answers_on_target(net, data) if net else (None, None)
+    if found is None or not found.probabilities.isfinite().all():
         return None
-    on_val = found if data.on_target is data.target_val else answers(net, data.target_val)
     return {
         **changed_answers(found.probabilities, measured.target.probabilities),
         "steps": min(run.total_steps, SOURCE_STEPS),

@@ -415,7 +415,8 @@ def weighted_spearman(scores: Sequence[float], accuracies: Sequence[float]) -> f
 
 def lost_by_choice(scores: Sequence[float], accuracies: Sequence[float]) -> float:
     """Accuracy lost by taking the highest score instead of the highest accuracy; of equal scores their mean."""
-    chosen = [accuracy for score, accuracy in zip(scores, accuracies, strict=True) if score == max(scores)]
+    best = max(scores)
+    chosen = [accuracy for score, accuracy in zip(scores, accuracies, strict=True) if score == best]
     return max(accuracies) - statistics.mean(chosen)
 
 

@@ -464,6 +464,10 @@ def test_the_page_says_how_many_harmful_runs_the_warning_named() -> None:
     assert f"it named {sum(n for n, _ in named.values())} of {sum(of for _, of in named.values())} harmful runs" in page
     assert all("label shift" in pair for pair in where)
     assert sum(of for pair, (_, of) in named.items() if "timm" in pair) == 11
+    photos = tables.on_photos(PROJECT / "results", tables.ON_PHOTOS)
+    source = {pair: statistics.mean(map(tables.accuracy, runs)) for pair, runs in photos["`source`"].items()}
+    alone = [(run, pair) for pair, runs in photos["statistics of the target alone"].items() for run in runs]
+    assert sum(tables.accuracy(run) < source[pair] - 0.01 for run, pair in alone) == 7
 
 
 def test_the_page_says_what_recipe_strong_loses_on_mnist_to_mnistm_and_to_what() -> None:
